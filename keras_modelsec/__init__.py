@@ -1,0 +1,98 @@
+"""Robustness, privacy, integrity and ownership for Keras models, inside ordinary `model.fit`.
+
+The public face: flat names for daily use, namespaces for the rest, all resolved on first use
+(PEP 562), so that `import keras_modelsec` loads no domain.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from keras_modelsec._core.serialization import register_lazily
+
+__version__ = "0.1.0.dev0"
+
+_NAMES = {
+    "SecureModel": "keras_modelsec.secure_model",
+    "export_plain": "keras_modelsec._core.export",
+    # robustness
+    "AdversarialMixin": "keras_modelsec.robustness.adversarial_mixin",
+    "AdversarialTraining": "keras_modelsec.robustness.adversarial_training",
+    "RobustnessMonitor": "keras_modelsec.robustness.robustness_monitor",
+    # privacy
+    "DPMixin": "keras_modelsec.privacy.dp_mixin",
+    "DPOptimizer": "keras_modelsec.privacy.dp_optimizer",
+    "PrivacyBudget": "keras_modelsec.privacy.privacy_budget",
+    "PrivacyBudgetExceeded": "keras_modelsec.privacy.privacy_budget",
+    # integrity
+    "SignOnSave": "keras_modelsec.integrity.sign_on_save",
+    "SignatureError": "keras_modelsec.integrity.errors",
+    "generate_keys": "keras_modelsec.integrity.keys",
+    "load_verified_model": "keras_modelsec.integrity.loading",
+    "sign": "keras_modelsec.integrity.signing",
+    "verify": "keras_modelsec.integrity.verifying",
+    # watermark
+    "WatermarkMonitor": "keras_modelsec.watermark.watermark_monitor",
+    "WatermarkRegularizer": "keras_modelsec.watermark.watermark_regularizer",
+    "attach_watermark": "keras_modelsec.watermark.attaching",
+    "verify_watermark": "keras_modelsec.watermark.verification",
+}
+
+_NAMESPACES = {
+    "attacks": "keras_modelsec.robustness.attacks",
+    "integrity": "keras_modelsec.integrity",
+    "privacy": "keras_modelsec.privacy",
+    "watermark": "keras_modelsec.watermark",
+}
+
+# Classes that saved files name: Keras finds them after `import keras_modelsec` alone.
+_SERIALIZABLE = {
+    "SecureModel": "keras_modelsec.secure_model",
+    "SecureFunctional": "keras_modelsec.secure_model",
+    "AdversarialTraining": "keras_modelsec.robustness.adversarial_training",
+    "RandomNoise": "keras_modelsec.robustness.attacks.random_noise",
+    "FGSM": "keras_modelsec.robustness.attacks.fgsm",
+    "PGD": "keras_modelsec.robustness.attacks.pgd",
+    "DPOptimizer": "keras_modelsec.privacy.dp_optimizer",
+    "WatermarkRegularizer": "keras_modelsec.watermark.watermark_regularizer",
+}
+
+register_lazily(_SERIALIZABLE)
+
+__all__ = ["__version__", *_NAMES, *_NAMESPACES]
+
+if TYPE_CHECKING:
+    from keras_modelsec import integrity, privacy, watermark
+    from keras_modelsec._core.export import export_plain
+    from keras_modelsec.integrity.errors import SignatureError
+    from keras_modelsec.integrity.keys import generate_keys
+    from keras_modelsec.integrity.loading import load_verified_model
+    from keras_modelsec.integrity.sign_on_save import SignOnSave
+    from keras_modelsec.integrity.signing import sign
+    from keras_modelsec.integrity.verifying import verify
+    from keras_modelsec.privacy.dp_mixin import DPMixin
+    from keras_modelsec.privacy.dp_optimizer import DPOptimizer
+    from keras_modelsec.privacy.privacy_budget import PrivacyBudget, PrivacyBudgetExceeded
+    from keras_modelsec.robustness import attacks
+    from keras_modelsec.robustness.adversarial_mixin import AdversarialMixin
+    from keras_modelsec.robustness.adversarial_training import AdversarialTraining
+    from keras_modelsec.robustness.robustness_monitor import RobustnessMonitor
+    from keras_modelsec.secure_model import SecureModel
+    from keras_modelsec.watermark.attaching import attach_watermark
+    from keras_modelsec.watermark.verification import verify_watermark
+    from keras_modelsec.watermark.watermark_monitor import WatermarkMonitor
+    from keras_modelsec.watermark.watermark_regularizer import WatermarkRegularizer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(_NAMES[name]), name)
+    elif name in _NAMESPACES:
+        value = importlib.import_module(_NAMESPACES[name])
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

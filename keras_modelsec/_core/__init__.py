@@ -1,0 +1,1 @@
+"""What every domain shares and none of them owns; it imports no domain."""
