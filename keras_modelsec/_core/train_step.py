@@ -55,6 +55,18 @@ class TrainStepOwner:
 
         return backend.value_and_gradients(forward, model.trainable_weights)
 
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model through this class's own `compile`.
+
+        Keras skips an overridden `compile` on loading. A mixin that gives `compile` an argument
+        adds it, serialised, to what `get_compile_config` returns, and it arrives there again.
+        """
+        model: Any = self
+        model.compile(**keras.saving.deserialize_keras_object(config))
+        if model.optimizer is not None and model.built:
+            # The file's optimizer state is loaded next and needs variables to go into.
+            model.optimizer.build(model.trainable_variables)
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of `fit`; override a hook instead of this."""
         model: Any = self

@@ -1,0 +1,30 @@
+"""Shared set-up: the backend, two logical CPU devices (for distribution strategies), one seed."""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import pytest
+import tensorflow as tf
+
+# Only possible before TensorFlow touches its devices, hence here and not in a fixture.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_keras():
+    """Each test starts from the same seed, the default precision and no leftover names."""
+    keras.utils.set_random_seed(0)
+    keras.backend.clear_session(free_memory=False)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def mirrored_strategy():
+    """Two replicas on two logical CPU devices."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
