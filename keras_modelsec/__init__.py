@@ -7,7 +7,7 @@ The public face: flat names for daily use, namespaces for the rest, all resolved
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from keras_modelsec._core.serialization import register_lazily
+from keras_modelsec._core.lazy_registration import register_lazily
 
 __version__ = "0.1.0.dev0"
 
@@ -26,8 +26,10 @@ _NAMES = {
     # integrity
     "SignOnSave": "keras_modelsec.integrity.sign_on_save",
     "SignatureError": "keras_modelsec.integrity.errors",
+    "TamperedModelError": "keras_modelsec.integrity.errors",
     "generate_keys": "keras_modelsec.integrity.keys",
     "load_verified_model": "keras_modelsec.integrity.loading",
+    "load_verified_weights": "keras_modelsec.integrity.loading",
     "sign": "keras_modelsec.integrity.signing",
     "verify": "keras_modelsec.integrity.verifying",
     # watermark
@@ -63,9 +65,9 @@ __all__ = ["__version__", *_NAMES, *_NAMESPACES]
 if TYPE_CHECKING:
     from keras_modelsec import integrity, privacy, watermark
     from keras_modelsec._core.export import export_plain
-    from keras_modelsec.integrity.errors import SignatureError
+    from keras_modelsec.integrity.errors import SignatureError, TamperedModelError
     from keras_modelsec.integrity.keys import generate_keys
-    from keras_modelsec.integrity.loading import load_verified_model
+    from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
     from keras_modelsec.integrity.sign_on_save import SignOnSave
     from keras_modelsec.integrity.signing import sign
     from keras_modelsec.integrity.verifying import verify

@@ -1,0 +1,96 @@
+"""The named errors of the integrity domain.
+
+Who calls `verify` needs one `except SignatureError`; who wants to act on the reason catches a
+subclass. None of these ever carries a secret.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_LISTED = 10
+
+
+class SignatureError(ValueError):
+    """The signature is missing, malformed, forged, or not over these bytes: do not use the model.
+
+    Every way in which untrusted bytes can fail to verify raises this class or a subclass of it.
+    """
+
+
+class UntrustedKeyError(SignatureError):
+    """The signature names a key that is not among the trusted ones."""
+
+
+class UnsafePathError(SignatureError):
+    """A symbolic link, a special file, or a name that a signature cannot cover."""
+
+
+class ChangedFile(NamedTuple):
+    """One file whose bytes are not the signed ones.
+
+    Attributes:
+        name: Path inside the signed folder, or "." for a signed file.
+        expected: Hex SHA-256 that was signed.
+        actual: Hex SHA-256 of the bytes found.
+    """
+
+    name: str
+    expected: str
+    actual: str
+
+
+class TamperedModelError(SignatureError):
+    """The signature is genuine, and the model is not what was signed.
+
+    Args:
+        message: What was verified, with its path.
+        changed: Files with other bytes than the signed ones.
+        added: Names of files the signature does not cover.
+        missing: Names of signed files that are not there.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        changed: Sequence[ChangedFile] = (),
+        added: Sequence[str] = (),
+        missing: Sequence[str] = (),
+    ):
+        self.changed = tuple(changed)
+        self.added = tuple(added)
+        self.missing = tuple(missing)
+        super().__init__(" ".join([message, *self._details()]))
+
+    def _details(self) -> list[str]:
+        changed = [
+            f"{file.name!r} (expected sha256 {file.expected}, actual {file.actual})"
+            for file in self.changed
+        ]
+        parts = (
+            ("Changed", changed),
+            ("Added", [repr(name) for name in self.added]),
+            ("Missing", [repr(name) for name in self.missing]),
+        )
+        return [f"{label}: {_listing(names)}." for label, names in parts if names]
+
+
+def _listing(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+class KeyFormatError(ValueError):
+    """A key that cannot be used: another format, kind or curve, or no key at all."""
+
+
+class WrongPasswordError(KeyFormatError):
+    """The private key is encrypted and the password is missing or wrong."""
+
+
+class UnsafeModelError(ValueError):
+    """The model file could do more than hold a model, or could not be loaded safely now."""
+
+
+class CheckpointError(OSError):
+    """A signed checkpoint could not be written; the one before it is unchanged."""

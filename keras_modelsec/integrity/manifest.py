@@ -1,0 +1,100 @@
+"""What a model is, for a signature: the names of its files and the digest of each.
+
+Owns the step from a path to names and digests, and the comparison of two of them. Knows nothing of
+signatures.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from keras_modelsec.integrity import files
+from keras_modelsec.integrity.errors import ChangedFile, TamperedModelError, UnsafePathError
+
+SINGLE_FILE = "."
+_MAX_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An immutable description of a signed model.
+
+    Args:
+        model_name: The last part of the path it had; for information, never compared.
+        digests: Hex SHA-256 by file name. Names are POSIX paths relative to the folder; a single
+            file has the name ".".
+    """
+
+    model_name: str
+    digests: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digests", MappingProxyType(dict(self.digests)))
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether a file was signed and not a folder."""
+        return tuple(self.digests) == (SINGLE_FILE,)
+
+
+def check_file_name(name: str) -> str:
+    """Returns `name` if it can stand in a signature: relative, normalised, valid Unicode.
+
+    Names out of a signature are only ever compared with names found on disk, never opened; this
+    keeps out those that another tool might resolve to somewhere else.
+    """
+    parts = name.split("/")
+    try:
+        encodable = bool(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        encodable = False
+    if not encodable or "\\" in name or "\0" in name or {"", ".", ".."} & set(parts):
+        raise UnsafePathError(
+            "A signed file name must be a relative POSIX path in Unicode, without '.', '..', empty "
+            f"parts or backslashes. Received: {name!r}. Rename the file."
+        )
+    return name
+
+
+def describe(path: Path, *, skip: Iterable[str] = ()) -> Manifest:
+    """Hashes the file or every file of the folder at `path`.
+
+    Args:
+        path: An absolute path.
+        skip: Names inside the folder to leave out: the signature file itself, nothing else.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `path`.
+        UnsafePathError: If a symbolic link, special file or impossible name is met.
+    """
+    if files.kind_of(path) == "file":
+        return Manifest(path.name, {SINGLE_FILE: files.hash_file(path)})
+    skipped = frozenset(skip)
+    names = sorted(check_file_name(n) for n in files.list_folder(path) if n not in skipped)
+    with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(files.hash_file, (path / name for name in names)))
+    return Manifest(path.name, dict(zip(names, digests, strict=True)))
+
+
+def difference(expected: Manifest, actual: Manifest, path: Path) -> TamperedModelError:
+    """The error that names each file in which the two differ.
+
+    Args:
+        expected: What was signed.
+        actual: What was found.
+        path: Where it was found, for the message.
+    """
+    signed, found = expected.digests, actual.digests
+    return TamperedModelError(
+        f"{str(path)!r} is not what was signed.",
+        changed=[
+            ChangedFile(name, signed[name], found[name])
+            for name in sorted(signed.keys() & found.keys())
+            if signed[name] != found[name]
+        ],
+        added=sorted(found.keys() - signed.keys()),
+        missing=sorted(signed.keys() - found.keys()),
+    )
