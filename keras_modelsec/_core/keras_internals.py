@@ -3,10 +3,12 @@
 Each function says which attribute it reads and has a test of its own.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 from keras.src.models.functional import Functional
+from keras.src.trainers.compile_utils import CompileLoss
 
 
 def is_functional(model: keras.Model) -> bool:
@@ -67,9 +69,7 @@ def track_loss(model: keras.Model, loss: Any, x: Any) -> None:
     """Feeds the "loss" metric as `keras.Model.train_step` does (`Trainer._loss_tracker`)."""
     first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
     batch_size = keras.ops.shape(first)[0]
-    model._loss_tracker.update_state(
-        unscale_loss_for_distribution(loss), sample_weight=batch_size
-    )
+    model._loss_tracker.update_state(unscale_loss_for_distribution(loss), sample_weight=batch_size)
 
 
 def unscale_loss_for_distribution(loss: Any) -> Any:
@@ -80,6 +80,40 @@ def unscale_loss_for_distribution(loss: Any) -> Any:
     return loss * keras.ops.cast(replicas, loss.dtype) if replicas > 1 else loss
 
 
+def weight_penalties(model: keras.Model) -> list[Any]:
+    """What regularizers add to the loss, scaled for distribution as Keras scales it."""
+    from keras_modelsec._core import backend
+
+    return [
+        v.regularizer(v) / backend.replica_count()
+        for v in model.trainable_variables
+        if v.regularizer is not None
+    ]
+
+
+def added_losses(layer: keras.Layer) -> list[Any]:
+    """What `layer.add_loss` recorded in the last call, sublayers apart (`Layer._losses`)."""
+    return list(layer._losses)
+
+
+def single_losses(model: keras.Model, y: Any, y_pred: Any) -> list[keras.losses.Loss]:
+    """The loss objects of all outputs, built if need be (`CompileLoss._flat_losses`)."""
+    compiled = compiled_loss(model)
+    if not compiled.built:
+        compiled.build(y, y_pred)
+    return [entry.loss for entry in compiled._flat_losses]
+
+
+def has_mask(tensor: Any) -> bool:
+    """Whether a Keras mask travels with the tensor (`_keras_mask`)."""
+    return getattr(tensor, "_keras_mask", None) is not None
+
+
+def overrides_compute_loss(model: keras.Model) -> bool:
+    """Whether the model's class computes its loss in a way of its own."""
+    return type(model).compute_loss is not keras.Model.compute_loss
+
+
 def call_for_training(model: keras.Model, x: Any) -> Any:
     """The training-mode forward pass (`Layer._call_has_training_arg`)."""
     return model(x, training=True) if model._call_has_training_arg else model(x)
@@ -88,3 +122,92 @@ def call_for_training(model: keras.Model, x: Any) -> Any:
 def call_for_inference(model: keras.Model, x: Any) -> Any:
     """The inference-mode forward pass (`Layer._call_has_training_arg`)."""
     return model(x, training=False) if model._call_has_training_arg else model(x)
+
+
+def logits_of(output: Any) -> Any:
+    """The pre-activation Keras remembers on what softmax and sigmoid return (`_keras_logits`).
+
+    None where there is none; the memory is lost in any operation after the activation.
+    """
+    return getattr(output, "_keras_logits", None)
+
+
+def loss_function(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """The function behind a Keras loss, and its arguments (`LossFunctionWrapper._fn_kwargs`).
+
+    (None, {}) for a loss that wraps no function.
+    """
+    return getattr(loss, "fn", None), getattr(loss, "_fn_kwargs", {})
+
+
+def compile_token(model: keras.Model) -> Any:
+    """An object that is another one after each `compile` (`Trainer._compile_config`)."""
+    return getattr(model, "_compile_config", None)
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One loss of a compiled model, with what it compares."""
+
+    loss: keras.losses.Loss
+    weight: float
+    y_true: Any
+    y_pred: Any
+
+
+class LossTerms:
+    """Takes `compile(loss=...)` apart into its losses, without running or disturbing any.
+
+    Keras's `CompileLoss` matches losses, labels and outputs of any structure, and feeds a metric
+    for each loss. This runs a copy of it (`Trainer._compile_loss`, `CompileLoss._flat_losses`,
+    `_metrics`) whose losses note what they are given and whose metrics are gone.
+
+    Args:
+        model: A model compiled with a loss.
+    """
+
+    def __init__(self, model: keras.Model):
+        compiled = model._compile_loss
+        if compiled.built:
+            # Not copy.copy, which would go through Keras's pickling.
+            self._compile_loss = object.__new__(CompileLoss)
+            vars(self._compile_loss).update(vars(compiled))
+        else:
+            self._compile_loss = CompileLoss(
+                compiled._user_loss,
+                compiled._user_loss_weights,
+                output_names=compiled.output_names,
+            )
+
+    def __call__(self, y: Any, y_pred: Any) -> list[LossTerm]:
+        """The losses that compare `y` to `y_pred`, one entry for each."""
+        terms: list[LossTerm] = []
+        compile_loss = self._compile_loss
+        if not compile_loss.built:
+            compile_loss.call(y, y_pred)
+        recording = object.__new__(CompileLoss)
+        vars(recording).update(vars(compile_loss))
+        recording._metrics = [None] * len(compile_loss._flat_losses)
+        recording._flat_losses = [
+            entry._replace(loss=_recorder(entry, terms), loss_weights=None)
+            for entry in compile_loss._flat_losses
+        ]
+        recording.call(y, y_pred)
+        return terms
+
+
+def _recorder(entry: Any, terms: list[LossTerm]) -> Any:
+    weight = 1.0 if entry.loss_weights is None else float(entry.loss_weights)
+
+    def record(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        terms.append(LossTerm(entry.loss, weight, y_true, y_pred))
+        return keras.ops.zeros(())
+
+    return record
+
+
+def is_unsafe_deserialization_enabled() -> bool:
+    """Whether Keras would load pickled code here, whatever `safe_mode` says (`in_safe_mode`)."""
+    from keras.src.saving import serialization_lib
+
+    return serialization_lib.in_safe_mode() is False

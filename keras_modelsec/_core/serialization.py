@@ -1,7 +1,7 @@
 """How this package's objects get into Keras files and come back out of them.
 
-Owns the decorator of every serialisable class. What lets `import keras_modelsec` alone be enough for
-`keras.models.load_model` is in lazy_registration.py, which does not need Keras to be imported.
+Owns the decorator of every serialisable class. What lets `import keras_modelsec` alone be enough
+for `keras.models.load_model` is in lazy_registration.py, which does not import Keras.
 """
 
 from collections.abc import Callable

@@ -14,24 +14,48 @@ if keras.backend.backend() != "tensorflow":
         "Set KERAS_BACKEND=tensorflow before importing keras."
     )
 
-from keras_modelsec._core.backend.tensorflow import (  # noqa: E402  (only after the check above)
+from keras_modelsec._core.backend.tensorflow import (
     NoiseSource,
+    SummaryLog,
     assert_equal,
+    assert_true,
+    compile_for_batches,
     compile_function,
+    forget_batch_size,
     gradients_of_watched,
     input_gradients,
+    is_eager,
+    is_softmax,
     map_examples,
+    may_be_batch_axis,
+    repeat,
     replica_count,
+    replica_index,
+    run_eagerly_now,
+    undo_activation,
     value_and_gradients,
+    variable_scope,
 )
 
 __all__ = [
     "NoiseSource",
+    "SummaryLog",
     "assert_equal",
+    "assert_true",
+    "compile_for_batches",
     "compile_function",
+    "forget_batch_size",
     "gradients_of_watched",
     "input_gradients",
+    "is_eager",
+    "is_softmax",
     "map_examples",
+    "may_be_batch_axis",
+    "repeat",
     "replica_count",
+    "replica_index",
+    "run_eagerly_now",
+    "undo_activation",
     "value_and_gradients",
+    "variable_scope",
 ]

@@ -24,13 +24,14 @@ def value_and_gradients(
 
 
 def gradients_of_watched(
-    fn: Callable[[Callable[[Tensor], None]], tuple[Tensor, Any]],
+    fn: Callable[[Callable[[Tensor], int]], tuple[Tensor, Any]],
 ) -> tuple[Any, list[Tensor | None]]:
     """Differentiates a loss with respect to intermediate values, in one backward pass.
 
     Args:
         fn: `fn(watch) -> (loss, aux)`. It calls `watch(tensor)` on each intermediate value whose
-            gradient is wanted, before it uses that value further.
+            gradient is wanted, before it uses that value further; `watch` returns the place of
+            that gradient in the result.
 
     Returns:
         `aux`, and one gradient per watched tensor in the order of the calls (None where the loss
@@ -39,9 +40,10 @@ def gradients_of_watched(
     watched: list[Tensor] = []
     with tf.GradientTape(watch_accessed_variables=False) as tape:
 
-        def watch(tensor: Tensor) -> None:
+        def watch(tensor: Tensor) -> int:
             tape.watch(tensor)
             watched.append(tensor)
+            return len(watched) - 1
 
         loss, aux = fn(watch)
     return aux, tape.gradient(loss, watched)
@@ -70,6 +72,32 @@ def replica_count() -> int:
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
+def forget_batch_size(inputs: Nested) -> Nested:
+    """The same tensors, with the size of axis 0 hidden from shape inference while tracing.
+
+    A tensor whose first axis is known afterwards cannot have got it from the batch.
+    """
+    if tf.executing_eagerly():
+        return inputs
+    return keras.tree.map_structure(
+        lambda leaf: leaf
+        if leaf is None
+        else tf.raw_ops.PlaceholderWithDefault(input=leaf, shape=[None, *leaf.shape[1:]]),
+        inputs,
+    )
+
+
+def may_be_batch_axis(size: int | None) -> bool:
+    """Whether an axis of this static size can be the batch of what `forget_batch_size` returned."""
+    return size is None or tf.executing_eagerly()
+
+
+def run_eagerly_now(fn: Callable[[], Any]) -> Any:
+    """Runs `fn` at once, also while a step is being traced."""
+    with tf.init_scope():
+        return fn()
+
+
 def assert_equal(left: Tensor, right: Tensor, message: str) -> None:
     """Raises, now or when the compiled step runs, unless the two tensors are equal."""
     tf.debugging.assert_equal(left, right, message=message)
@@ -88,11 +116,142 @@ class NoiseSource:
     """
 
     def __init__(self, seed: int | None = None):
-        if seed is None:
-            self._generator = tf.random.Generator.from_non_deterministic_state()
-        else:
-            self._generator = tf.random.Generator.from_seed(seed)
+        with tf.init_scope():
+            if seed is None:
+                self._generator = tf.random.Generator.from_non_deterministic_state()
+            else:
+                self._generator = tf.random.Generator.from_seed(seed)
 
     def normal(self, shape: Sequence[int] | Tensor, stddev: Tensor | float) -> Tensor:
         """Independent float32 draws from N(0, stddev^2)."""
         return self._generator.normal(shape, dtype=tf.float32) * stddev
+
+
+def is_eager() -> bool:
+    """Whether operations run now, instead of being recorded into a compiled function."""
+    return not tf.inside_function()
+
+
+def compile_for_batches(
+    fn: Callable[..., Any], examples: Sequence[Nested], *, jit_compile: bool = False
+) -> Callable[..., Any]:
+    """Compiles `fn` once for every batch size.
+
+    Args:
+        fn: Takes one positional argument for each of `examples`.
+        examples: Arguments like those to come, nested tensors. Axis 0 of each tensor that has axes
+            is left open; everything else is fixed.
+        jit_compile: Whether to use XLA, which compiles again for each size it meets.
+    """
+    signature = keras.tree.map_structure(
+        lambda leaf: tf.TensorSpec([None, *leaf.shape[1:]] if leaf.shape.rank else [], leaf.dtype),
+        list(examples),
+    )
+    return tf.function(fn, input_signature=signature, autograph=False, jit_compile=jit_compile)
+
+
+_UNROLLED_AT_MOST = 100
+
+
+def repeat(fn: Callable[[Nested], Nested], state: Nested, times: int) -> Nested:
+    """`fn(fn(...fn(state)))`, `times` times.
+
+    While tracing, `fn` is traced once and called as a function of its own: tracing each turn of an
+    unrolled loop takes seconds, and a function's calls are inlined again when the whole is
+    optimised. A long loop stays a loop, so that the size of the graph has a limit.
+    """
+    if not tf.inside_function() or times < 2:
+        for _ in range(times):
+            state = fn(state)
+        return state
+    fn = tf.function(fn, autograph=False)
+    if times > _UNROLLED_AT_MOST:
+        return tf.while_loop(
+            lambda *_: True, lambda s: (fn(s),), (state,), maximum_iterations=times
+        )[0]
+    for _ in range(times):
+        state = fn(state)
+    return state
+
+
+def assert_true(condition: Tensor, message: str, *values: Tensor) -> None:
+    """Raises, now or when the compiled step runs, unless `condition` holds; not under XLA.
+
+    `values` are printed after the message.
+    """
+    tf.debugging.Assert(condition, [message, *values])
+
+
+def replica_index() -> Tensor | int:
+    """Which replica of a distribution strategy runs this; 0 outside of one."""
+    context = tf.distribute.get_replica_context()
+    return 0 if context is None else context.replica_id_in_sync_group
+
+
+def variable_scope(model: keras.Model) -> Any:
+    """A context manager in which new variables live where `model` keeps its own."""
+    return model.distribute_strategy.scope()
+
+
+# Operations that change the form of probabilities and not their meaning.
+_PASSING_OPERATIONS = ("Identity", "Cast", "Reshape", "Squeeze", "ExpandDims")
+
+
+def undo_activation(tensor: Tensor) -> Tensor | None:
+    """What went into the softmax or sigmoid that `tensor` came out of, in the shape of `tensor`.
+
+    Follows the recorded graph back through casts and reshapes that keep the last axis.
+
+    Returns:
+        None if there is no such operation, or no graph to follow (eager execution).
+    """
+    if not tf.is_symbolic_tensor(tensor):
+        return None
+    source = tensor
+    while source.op.type in _PASSING_OPERATIONS and source.op.inputs[0].dtype.is_floating:
+        before = source.op.inputs[0]
+        if source.shape.rank is None or source.shape[-1] != before.shape[-1]:
+            return None
+        source = before
+    if source.op.type not in ("Softmax", "Sigmoid"):
+        return None
+    logits = tf.cast(source.op.inputs[0], tensor.dtype)
+    return tf.reshape(logits, tf.shape(tensor)) if source is not tensor else logits
+
+
+def is_softmax(tensor: Tensor) -> bool:
+    """Whether the graph being recorded shows that `tensor` came straight out of a softmax."""
+    return tf.is_symbolic_tensor(tensor) and tensor.op.type == "Softmax"
+
+
+class SummaryLog:
+    """Writes what TensorBoard shows.
+
+    Args:
+        log_dir: The folder for the event file; made if it does not exist.
+    """
+
+    def __init__(self, log_dir: str):
+        self._writer = tf.summary.create_file_writer(log_dir)
+
+    def write(
+        self,
+        step: int,
+        *,
+        scalars: dict[str, float] | None = None,
+        images: dict[str, Any] | None = None,
+        texts: dict[str, str] | None = None,
+    ) -> None:
+        """Writes one step. Images are uint8 arrays (batch, height, width, channels)."""
+        with self._writer.as_default(step=step):
+            for name, value in (scalars or {}).items():
+                tf.summary.scalar(name, value)
+            for name, image in (images or {}).items():
+                tf.summary.image(name, image, max_outputs=len(image))
+            for name, text in (texts or {}).items():
+                tf.summary.text(name, text)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._writer.close()

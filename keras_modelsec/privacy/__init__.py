@@ -1,0 +1,22 @@
+"""Training with differential privacy: per-example clipping, noise, accounting."""
+
+from keras_modelsec.privacy.dp_mixin import DPMixin
+from keras_modelsec.privacy.dp_optimizer import DPOptimizer
+from keras_modelsec.privacy.errors import (
+    NotPrivateError,
+    PrivacyBudgetExceeded,
+    UnsupportedModelError,
+)
+from keras_modelsec.privacy.layer_rules import LayerRule, register_layer_rule
+from keras_modelsec.privacy.privacy_budget import PrivacyBudget
+
+__all__ = [
+    "DPMixin",
+    "DPOptimizer",
+    "LayerRule",
+    "NotPrivateError",
+    "PrivacyBudget",
+    "PrivacyBudgetExceeded",
+    "UnsupportedModelError",
+    "register_layer_rule",
+]

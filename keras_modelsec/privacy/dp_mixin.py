@@ -1,0 +1,70 @@
+"""The mixin that makes a model's train step private when it has a `DPOptimizer`."""
+
+from typing import Any
+
+import keras
+
+from keras_modelsec._core.train_step import TrainStepOwner
+from keras_modelsec.privacy.capture import find_units
+from keras_modelsec.privacy.clipping import clipped_gradients
+from keras_modelsec.privacy.dp_optimizer import DPOptimizer
+from keras_modelsec.privacy.errors import NotPrivateError
+from keras_modelsec.privacy.independence import check_examples_are_independent
+from keras_modelsec.privacy.model_checks import check_model
+
+
+class DPMixin(TrainStepOwner):
+    """Trains privately with a `DPOptimizer`, and exactly as `keras.Model` with any other.
+
+    List it before `keras.Model`: `class Net(ms.DPMixin, keras.Model)`.
+
+    The model must treat the examples of a batch independently and keep its weights in layers; what
+    breaks that (BatchNormalization, activity regularizers, weights tied across layers, a custom
+    `compute_loss`) is refused with the name of the layer and what to use instead.
+
+    Works with functional, Sequential and subclassed models, dict and list inputs, several outputs,
+    sample and class weights, mixed precision, `jit_compile`, `steps_per_execution`, and
+    MirroredStrategy. Accumulation goes to `DPOptimizer(gradient_accumulation_steps=...)`.
+    """
+
+    def compile(self, optimizer: Any = "rmsprop", *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.compile`; a model that cannot be trained privately is refused here.
+
+        Compiling again with another `DPOptimizer` keeps what was spent: it was spent on the
+        weights.
+        """
+        model: Any = self
+        if not isinstance(optimizer, str):
+            optimizer = keras.optimizers.get(optimizer)
+        previous = getattr(model, "optimizer", None)
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and isinstance(
+            optimizer.inner_optimizer, DPOptimizer
+        ):
+            raise NotPrivateError(
+                "A DPOptimizer must not be wrapped: a LossScaleOptimizer skips steps depending on "
+                "the data. Pass the DPOptimizer itself, which scales float16 losses by itself."
+            )
+        if isinstance(optimizer, DPOptimizer):
+            kwargs["auto_scale_loss"] = False
+            if model.built:
+                check_model(model)
+                find_units(model)
+        super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
+        if isinstance(optimizer, DPOptimizer) and isinstance(previous, DPOptimizer):
+            optimizer.inherit_spending(previous)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Called by Keras as each `fit` begins, which may start the data over."""
+        optimizer = getattr(self, "optimizer", None)
+        if isinstance(optimizer, DPOptimizer):
+            optimizer.begin_run()
+        return super().make_train_function(force)  # type: ignore[misc]
+
+    def compute_gradients(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:
+        """Clipped per-example sums for a `DPOptimizer`, else the gradients as they are."""
+        model: Any = self
+        optimizer = model.optimizer
+        if not isinstance(optimizer, DPOptimizer):
+            return super().compute_gradients(x, y, sample_weight)
+        check_examples_are_independent(model, x)
+        return clipped_gradients(model, x, y, sample_weight, optimizer.l2_norm_clip)

@@ -1,0 +1,13 @@
+"""The errors of the privacy domain that callers may want to catch."""
+
+
+class NotPrivateError(ValueError):
+    """Training would have gone on without the privacy it was asked for."""
+
+
+class UnsupportedModelError(NotPrivateError):
+    """The model holds something that breaks the bound on one example's influence."""
+
+
+class PrivacyBudgetExceeded(RuntimeError):
+    """The next step would spend more privacy than the budget allows."""

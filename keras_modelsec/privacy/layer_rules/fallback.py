@@ -1,0 +1,104 @@
+"""The rule for every layer that has none: its own gradient, example by example."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_modelsec._core import backend
+from keras_modelsec.privacy.layer_rules.linear import masked
+from keras_modelsec.privacy.layer_rules.rule import (
+    LayerRule,
+    PerExample,
+    UnitCall,
+    floating_leaves,
+)
+
+Tensor = Any
+
+
+class FallbackRule(LayerRule):
+    """Differentiates one layer alone from its saved inputs, once per example, vectorised.
+
+    Exact for any layer that treats the examples of a batch independently and draws no random
+    numbers. It holds one gradient of this layer per example in memory, never of the whole model.
+    """
+
+    def supports(self, layer: keras.Layer) -> bool:
+        """Every layer; the model checks refuse those it would be wrong for."""
+        return True
+
+    def per_example(
+        self,
+        layer: keras.Layer,
+        variables: Sequence[keras.Variable],
+        calls: Sequence[UnitCall],
+    ) -> PerExample:
+        """Per-example gradients of the layer, summed over its calls."""
+        gradients = [_call_gradients(layer, variables, call) for call in calls]
+        totals = [sum(per_call[1:], start=per_call[0]) for per_call in zip(*gradients, strict=True)]
+        norms = sum(
+            ops.sum(ops.square(total), axis=tuple(range(1, len(total.shape)))) for total in totals
+        )
+
+        def weighted_sums(weights: Tensor, keep: Tensor | None) -> list[Tensor]:
+            return [ops.tensordot(weights, masked(total, keep), axes=1) for total in totals]
+
+        return PerExample(norms, weighted_sums)
+
+
+def _call_gradients(
+    layer: keras.Layer, variables: Sequence[keras.Variable], call: UnitCall
+) -> list[Tensor]:
+    """One `(batch, *variable.shape)` float32 tensor per variable."""
+    batched, rebuild = _split_batched((call.args, call.kwargs), call.output_gradients[0])
+
+    def one_example(slices: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
+        leaves, cotangents = slices
+
+        def inner_product() -> tuple[Tensor, None]:
+            args, kwargs = rebuild([leaf[None] for leaf in leaves])
+            outputs = floating_leaves(layer(*args, **kwargs))
+            products = [
+                ops.sum(ops.cast(output, "float32") * cotangent[None])
+                for output, cotangent in zip(outputs, cotangents, strict=True)
+            ]
+            return sum(products), None
+
+        _, gradients = backend.value_and_gradients(inner_product, variables)
+        return [
+            ops.zeros(variable.shape, "float32")
+            if gradient is None
+            else ops.cast(ops.convert_to_tensor(gradient), "float32")
+            for gradient, variable in zip(gradients, variables, strict=True)
+        ]
+
+    return backend.map_examples(one_example, (batched, call.output_gradients))
+
+
+def _split_batched(arguments: Any, output: Tensor) -> tuple[list[Tensor], Any]:
+    """The tensors that carry the batch axis, and a function that puts slices of them back.
+
+    A tensor whose first axis is known while the batch is not (a table of positions, an attention
+    mask without a batch axis) is passed whole to each example.
+    """
+    leaves = keras.tree.flatten(arguments)
+    is_batched = [
+        ops.is_tensor(leaf)
+        and len(leaf.shape) > 0
+        and leaf.shape[0] in (None, output.shape[0])
+        and backend.may_be_batch_axis(leaf.shape[0])
+        for leaf in leaves
+    ]
+
+    def rebuild(slices: list[Tensor]) -> Any:
+        remaining = iter(slices)
+        merged = [
+            next(remaining) if batched else leaf
+            for leaf, batched in zip(leaves, is_batched, strict=True)
+        ]
+        return keras.tree.pack_sequence_as(arguments, merged)
+
+    chosen = [leaf for leaf, batched in zip(leaves, is_batched, strict=True) if batched]
+    return chosen, rebuild

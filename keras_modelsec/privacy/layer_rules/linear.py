@@ -1,0 +1,81 @@
+"""Per-example gradients of `outputs = positions @ kernel + bias`, which Dense and Conv2D share.
+
+An example has T positions (1 for a Dense on vectors, the steps of a sequence, the output pixels of a
+convolution), each a row of K inputs and P output gradients. Its kernel gradient is the K x P matrix
+`inputs^T @ gradients`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+
+def linear_squared_norms_and_sums(
+    inputs: Tensor, gradients: Tensor
+) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]:
+    """Squared norms of the kernel gradient, and its weighted sum.
+
+    Three exact ways, by what is cheapest: one position factorises; few positions against many
+    weights use the Gram matrices ("ghost norm", 2 T^2 < K P); otherwise the K x P matrix of each
+    example is formed, and kept for the sum.
+
+    Args:
+        inputs: `(batch, T, K)`, or `(batch, K)` for one position.
+        gradients: `(batch, T, P)`, or `(batch, P)`.
+
+    Returns:
+        `(batch,)` squared norms, and `sums(weights, keep)` giving `(K, P)`.
+    """
+    if len(inputs.shape) == 2:
+        norms = sum_squares(inputs, axes=-1) * sum_squares(gradients, axes=-1)
+        return norms, lambda weights, keep: _summed(inputs, gradients, weights, keep)
+    positions, rows, columns = inputs.shape[1], inputs.shape[2], gradients.shape[2]
+    if positions is not None and 2 * positions**2 < rows * columns:
+        gram = ops.matmul(inputs, ops.transpose(inputs, (0, 2, 1)))  # (batch, T, T)
+        gram *= ops.matmul(gradients, ops.transpose(gradients, (0, 2, 1)))
+        # A sum of products of Gram entries can round to a little below zero.
+        norms = ops.maximum(ops.sum(gram, axis=(1, 2)), 0.0)
+        return norms, lambda weights, keep: _summed(inputs, gradients, weights, keep)
+    matrices = ops.matmul(ops.transpose(inputs, (0, 2, 1)), gradients)  # (batch, K, P)
+
+    def sums(weights: Tensor, keep: Tensor | None) -> Tensor:
+        flat = ops.reshape(masked(matrices, keep), (-1, rows * columns))
+        return ops.reshape(ops.matmul(weights[None, :], flat), (rows, columns))
+
+    return sum_squares(matrices, axes=(1, 2)), sums
+
+
+def _summed(inputs: Tensor, gradients: Tensor, weights: Tensor, keep: Tensor | None) -> Tensor:
+    """`sum_i weights[i] * inputs[i]^T @ gradients[i]` as one matrix product over batch and T."""
+    weights = ops.reshape(weights, (-1,) + (1,) * (len(gradients.shape) - 1))
+    rows = ops.reshape(masked(inputs, keep), (-1, inputs.shape[-1]))
+    columns = ops.reshape(masked(gradients, keep) * weights, (-1, gradients.shape[-1]))
+    return ops.matmul(ops.transpose(rows), columns)
+
+
+def bias_squared_norms_and_sums(
+    gradients: Tensor,
+) -> tuple[Tensor, Callable[[Tensor, Tensor | None], Tensor]]:
+    """The same for the bias; `gradients` is `(batch, T, P)` or `(batch, P)`."""
+    biases = gradients if len(gradients.shape) == 2 else ops.sum(gradients, axis=1)
+
+    def sums(weights: Tensor, keep: Tensor | None) -> Tensor:
+        return ops.matmul(weights[None, :], masked(biases, keep))[0]
+
+    return sum_squares(biases, axes=-1), sums
+
+
+def sum_squares(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+    """The sum of squares over `axes`."""
+    return ops.sum(ops.square(values), axis=axes)
+
+
+def masked(values: Tensor, keep: Tensor | None) -> Tensor:
+    """`values` with the examples that are not kept replaced by zeros (NaN times zero is NaN)."""
+    if keep is None:
+        return values
+    keep = ops.reshape(keep, (-1,) + (1,) * (len(values.shape) - 1))
+    return ops.where(keep, values, ops.zeros_like(values))

@@ -1,0 +1,125 @@
+"""What a model must not do if one example's influence on a step is to stay bounded.
+
+Each refusal names the layer and what to use instead. What cannot be seen from the outside (a custom
+layer or loss that mixes the examples of a batch) is probed in `independence.py`.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from keras_modelsec._core import keras_internals as internals
+from keras_modelsec.privacy.errors import UnsupportedModelError
+
+_MEANS = ("sum_over_batch_size", "mean")
+_RATES = ("dropout", "recurrent_dropout", "dropout_rate", "rate")
+
+
+def check_model(model: keras.Model) -> None:
+    """Refuses a model that breaks the guarantee, by what can be seen before any data.
+
+    Raises:
+        UnsupportedModelError: With the name of the layer and the remedy.
+    """
+    if internals.overrides_compute_loss(model):
+        raise UnsupportedModelError(
+            "A model trained privately must take its loss from `compile(loss=...)`. Received: "
+            f"{type(model).__name__}.compute_loss, whose per-example parts are not known."
+        )
+    for layer in internals.flatten_layers(model):
+        _check_layer(layer)
+
+
+def _check_layer(layer: keras.Layer) -> None:
+    kind = f"{layer.name!r} ({type(layer).__name__})"
+    if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+        raise UnsupportedModelError(
+            f"Layer {kind} mixes the examples of a batch, so one example's influence cannot be "
+            "bounded. Use keras.layers.GroupNormalization or LayerNormalization, or freeze the "
+            "layer with `layer.trainable = False`."
+        )
+    if layer.activity_regularizer is not None:
+        raise UnsupportedModelError(
+            f"Layer {kind} has an activity regularizer, a loss on the data that is not clipped. "
+            "Remove `activity_regularizer`; weight regularizers are welcome."
+        )
+    if getattr(layer, "stateful", False) and isinstance(layer, keras.layers.RNN):
+        raise UnsupportedModelError(
+            f"Layer {kind} is stateful: it carries examples from one batch into the next. "
+            "Use stateful=False."
+        )
+
+
+def check_recomputable(layer: keras.Layer) -> None:
+    """Refuses a layer that must be recomputed per example but draws random numbers inside."""
+    rates = [
+        f"{sublayer.name}.{rate}={getattr(sublayer, rate)}"
+        for sublayer in internals.flatten_layers(layer)
+        for rate in _RATES
+        if isinstance(getattr(sublayer, rate, None), float) and getattr(sublayer, rate) > 0
+    ]
+    if rates:
+        raise UnsupportedModelError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) draws random numbers inside "
+            f"({', '.join(rates)}), so its per-example gradients cannot be recomputed. Set the "
+            "rate to 0 and put a keras.layers.Dropout before or after the layer."
+        )
+
+
+def check_forward_pass(model: keras.Model, y_pred: Any) -> None:
+    """Refuses what only a forward pass shows: losses added inside, masks on the outputs."""
+    for layer in internals.flatten_layers(model):
+        if internals.added_losses(layer):
+            raise UnsupportedModelError(
+                f"Layer {layer.name!r} ({type(layer).__name__}) calls `add_loss`, a loss on the "
+                "data that is not clipped per example. Pass the loss to `compile(loss=...)`."
+            )
+    if any(internals.has_mask(leaf) for leaf in keras.tree.flatten(y_pred)):
+        raise UnsupportedModelError(
+            "The model's output carries a mask, by whose count Keras divides the loss of the whole "
+            "batch, which mixes examples. Pass `sample_weight` instead of a mask."
+        )
+
+
+@contextlib.contextmanager
+def checked_losses(model: keras.Model, y: Any, y_pred: Any) -> Iterator[Callable[[], bool]]:
+    """While open, refuses losses that are not one value (or row of values) per example.
+
+    Yields:
+        A function that tells, after the loss was computed, whether Keras averaged it over the
+        batch (True) or summed it (False).
+
+    Raises:
+        UnsupportedModelError: For a reduction that mixes examples, or a loss without a batch axis.
+    """
+    losses = internals.single_losses(model, y, y_pred)
+    reductions = {loss.reduction for loss in losses}
+    if not (reductions <= set(_MEANS) or reductions == {"sum"}):
+        raise UnsupportedModelError(
+            "Losses of a model trained privately must all use reduction "
+            f"'sum_over_batch_size', or all 'sum'. Received: {sorted(map(str, reductions))}."
+        )
+    for loss in losses:
+        loss.__dict__["call"] = _checked_call(loss)
+    try:
+        yield lambda: reductions != {"sum"}
+    finally:
+        for loss in losses:
+            loss.__dict__.pop("call", None)
+
+
+def _checked_call(loss: keras.losses.Loss) -> Callable[..., Any]:
+    original = loss.call
+
+    def call(y_true: Any, y_pred: Any) -> Any:
+        values = original(y_true, y_pred)
+        if len(values.shape) == 0:
+            raise UnsupportedModelError(
+                f"Loss {loss.name!r} must return one value per example. Received: a scalar for the "
+                "whole batch. Return the values before they are averaged; Keras averages them."
+            )
+        return values
+
+    return call
