@@ -1,0 +1,103 @@
+"""Owns `WatermarkMonitor`, which watches the mark while a model trains."""
+
+import math
+from typing import Any
+
+import keras
+
+from keras_modelsec._core.checks import check_integer
+from keras_modelsec.watermark import derivation
+from keras_modelsec.watermark.carriers import readable_variables
+from keras_modelsec.watermark.errors import WatermarkError
+from keras_modelsec.watermark.keys import SecretKey
+from keras_modelsec.watermark.verification import verify_watermark
+from keras_modelsec.watermark.watermark_regularizer import WatermarkRegularizer
+from keras_modelsec.watermark.watermark_report import WatermarkReport
+
+
+class WatermarkMonitor(keras.callbacks.Callback):
+    """Publishes the strength of the owner's mark in `logs`, and refuses to watch nothing.
+
+    At the end of an epoch it puts `watermark_z` and `watermark_log10_p` into `logs`, as
+    `ms.verify_watermark` reads them; in epochs that `every` skips they are NaN. Callbacks after it
+    in the list see them.
+
+    Before the first step it raises unless the model has an active `ms.WatermarkRegularizer` of
+    this key, or its weights carry the key's mark already (to watch how the mark fares without).
+
+    Args:
+        key: The key, as bytes or hexadecimal string. It is held in memory only.
+        every: Read the mark at every so many epochs, >= 1, default 1.
+
+    Attributes:
+        report: The latest `WatermarkReport`, or None.
+
+    Raises:
+        WatermarkError: From `fit`, before training, if there is no mark to watch, a regularizer is
+            inert or of another key, or its `index` is one that verification does not try.
+        WatermarkKeyError: If the key is missing, weak or malformed.
+
+    Example:
+    ```python
+    ms.attach_watermark(model, key)
+    model.fit(x, y, epochs=3, callbacks=[ms.WatermarkMonitor(key)])
+    ```
+
+    Limits: reading costs a pass over the weights per epoch, and more where many kernels share one
+    shape. The figures say nothing about attacks that have not happened yet.
+    """
+
+    def __init__(self, key: Any, every: int = 1):
+        super().__init__()
+        self.every = check_integer("every", every, minimum=1)
+        self.report: WatermarkReport | None = None
+        self._secret = SecretKey(key)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Refuses a model without a mark of this key."""
+        variables = readable_variables(self.model)
+        marked = [v for v in variables if isinstance(v.regularizer, WatermarkRegularizer)]
+        for variable in marked:
+            self._check_active(variable)
+            _check_index(variable, variables)
+        if not marked and not verify_watermark(self.model, self._secret).is_evidence:
+            raise WatermarkError(
+                "WatermarkMonitor needs a model that carries or keeps a mark of its key. "
+                f"Received: {self.model.name!r}, which does neither. Call "
+                "ms.attach_watermark(model, key), or build layers with kernel_regularizer=ms.WatermarkRegularizer(key)."
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds `watermark_z` and `watermark_log10_p` to `logs`."""
+        z = log10_p = math.nan
+        if (epoch + 1) % self.every == 0:
+            self.report = verify_watermark(self.model, self._secret)
+            z, log10_p = self.report.z, self.report.log10_p
+        if logs is not None:
+            logs["watermark_z"] = z
+            logs["watermark_log10_p"] = log10_p
+
+    def _check_active(self, variable: keras.Variable) -> None:
+        regularizer = variable.regularizer
+        if regularizer.key_id != derivation.key_id(self._secret):
+            raise WatermarkError(
+                f"WatermarkMonitor needs the key that the model is marked with. Received: a key "
+                f"other than that of {variable.path!r}, key_id {regularizer.key_id}. Give both the "
+                "same key."
+            )
+        if not regularizer.is_active:
+            raise WatermarkError(
+                "A watermark must be kept while the model trains. Received: an inert regularizer "
+                f"on {variable.path!r}, as after loading. Call ms.watermark.restore_key(model, key)"
+                " before fit."
+            )
+
+
+def _check_index(variable: keras.Variable, variables: list[keras.Variable]) -> None:
+    same = sum(tuple(v.shape) == tuple(variable.shape) for v in variables)
+    if variable.regularizer.index >= same:
+        raise WatermarkError(
+            f"`index` must be below the number of weights of its shape in the model, {same} for "
+            f"{tuple(variable.shape)}. Received: index={variable.regularizer.index} on "
+            f"{variable.path!r}. Number the kernels of one shape 0, 1, 2, ..."
+        )
