@@ -124,6 +124,20 @@ def call_for_inference(model: keras.Model, x: Any) -> Any:
     return model(x, training=False) if model._call_has_training_arg else model(x)
 
 
+def build_for_training(model: keras.Model, x: Any, y: Any, sample_weight: Any) -> None:
+    """Builds what `fit` would build in its first step (`Trainer._symbolic_build`).
+
+    A hook that runs the model inside functions of its own needs model, loss and optimizer built,
+    since variables cannot be made there. Does nothing if all is built.
+    """
+    from keras_modelsec._core import backend
+
+    loss = model._compile_loss
+    if not model.built or (loss is not None and not loss.built):
+        with backend.outside_compiled_function():
+            model._symbolic_build(data_batch=(x, y, sample_weight))
+
+
 def logits_of(output: Any) -> Any:
     """The pre-activation Keras remembers on what softmax and sigmoid return (`_keras_logits`).
 

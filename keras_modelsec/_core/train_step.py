@@ -53,7 +53,7 @@ class TrainStepOwner:
                 loss = model.optimizer.scale_loss(loss)
             return loss, y_pred
 
-        return backend.value_and_gradients(forward, model.trainable_weights)
+        return backend.value_and_gradients(forward, lambda: model.trainable_weights)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a loaded model through this class's own `compile`.

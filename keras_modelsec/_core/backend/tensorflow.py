@@ -11,16 +11,23 @@ Nested = Any
 
 
 def value_and_gradients(
-    fn: Callable[[], tuple[Tensor, Any]], variables: Sequence[keras.Variable]
+    fn: Callable[[], tuple[Tensor, Any]],
+    variables: Sequence[keras.Variable] | Callable[[], Sequence[keras.Variable]],
 ) -> tuple[Any, list[Tensor | None]]:
     """Runs `fn() -> (loss, aux)` once and differentiates the loss.
+
+    Args:
+        fn: What to run.
+        variables: With respect to what; a function is called after `fn`, which may be what builds
+            the model and makes its variables.
 
     Returns:
         `aux`, and one gradient per variable (None where the loss does not depend on it).
     """
     with tf.GradientTape() as tape:
         loss, aux = fn()
-    return aux, tape.gradient(loss, [v.value for v in variables])
+    found = variables() if callable(variables) else variables
+    return aux, tape.gradient(loss, [v.value for v in found])
 
 
 def gradients_of_watched(
@@ -80,9 +87,11 @@ def forget_batch_size(inputs: Nested) -> Nested:
     if tf.executing_eagerly():
         return inputs
     return keras.tree.map_structure(
-        lambda leaf: leaf
-        if leaf is None
-        else tf.raw_ops.PlaceholderWithDefault(input=leaf, shape=[None, *leaf.shape[1:]]),
+        lambda leaf: (
+            leaf
+            if leaf is None
+            else tf.raw_ops.PlaceholderWithDefault(input=leaf, shape=[None, *leaf.shape[1:]])
+        ),
         inputs,
     )
 
@@ -180,6 +189,11 @@ def assert_true(condition: Tensor, message: str, *values: Tensor) -> None:
     `values` are printed after the message.
     """
     tf.debugging.Assert(condition, [message, *values])
+
+
+def outside_compiled_function() -> Any:
+    """A context manager that runs what is in it at once, also while a function is traced."""
+    return tf.init_scope()
 
 
 def replica_index() -> Tensor | int:

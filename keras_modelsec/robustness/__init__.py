@@ -1,0 +1,1 @@
+"""Robustness: attacks, adversarial training, and the monitor that measures it."""
