@@ -115,7 +115,8 @@ def _decrypt(pem: bytes, password: bytes | None, origin: str) -> Any:
     if encrypted and password is None:
         raise WrongPasswordError(
             f"`password` must be given for an encrypted key. Received: password=None{origin}. Pass "
-            "the password, a callable, or keras_modelsec.integrity.EnvironmentVariable(name)."
+            "the password, a callable, or keras_modelsec.integrity.EnvironmentVariable(name); on "
+            "the command line, one of the --password options."
         )
     if password is not None and not encrypted:
         raise WrongPasswordError(

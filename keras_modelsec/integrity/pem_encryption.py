@@ -1,8 +1,8 @@
 """Encrypts a private key for storage: PKCS#8 with PBES2, in PEM.
 
 Owns the key derivation and its strength, because `cryptography`'s own `BestAvailableEncryption`
-stops at 2,048 rounds of PBKDF2. What is written here is standard (RFC 8018, RFC 5958) and is read by
-`cryptography`, OpenSSL and everything built on them.
+stops at 2,048 rounds of PBKDF2. What is written here is standard (RFC 8018, RFC 5958) and is read
+by `cryptography`, OpenSSL and everything built on them.
 """
 
 import base64

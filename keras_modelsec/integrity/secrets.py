@@ -28,6 +28,7 @@ class EnvironmentVariable:
         self.name = name
 
     def __call__(self) -> str:
+        """The secret, read now."""
         value = os.environ.get(self.name)
         if not value:
             raise ValueError(

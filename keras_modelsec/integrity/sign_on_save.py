@@ -23,12 +23,12 @@ class SignOnSave(keras.callbacks.ModelCheckpoint):
 
     Model and signature are written to a private folder beside the target, synced to the disk, and
     renamed into place in an order that leaves a pair that verifies whenever the process is killed:
-    the old pair until the new one is complete. Training that fails leaves the last signed checkpoint
-    whole and no temporary files.
+    the old pair until the new one is complete. Training that fails leaves the last signed
+    checkpoint whole and no temporary files.
 
     The key is read when the callback is made. It stays in this process's memory while the callback
-    lives, and is in no config, repr, copy on disk or pickle (pickling raises). A signature says that
-    this process wrote the file; it says nothing about the data or code that trained the model.
+    lives, and is in no config, repr, copy on disk or pickle (pickling raises). A signature says
+    that this process wrote the file, and nothing about the data or code that trained the model.
 
     Args:
         filepath: As in `ModelCheckpoint`, ending in ".keras", ".weights.h5" or ".h5"; may hold

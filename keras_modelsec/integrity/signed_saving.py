@@ -12,11 +12,13 @@ A kill after step 2 or 3 is settled by the next writer, or stays as it is and ve
 
 import contextlib
 import errno
+import importlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from keras_modelsec.integrity import files, statement
 from keras_modelsec.integrity.envelope import MAX_SIGNATURE_BYTES, Envelope
@@ -26,10 +28,8 @@ from keras_modelsec.integrity.signing import SIGNATURE_SUFFIX, make_signature, s
 from keras_modelsec.integrity.signing_key import SigningKey
 from keras_modelsec.integrity.verifying import PENDING_SUFFIX
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: no locks, so one writer a folder, and no clearing up
-    fcntl = None  # type: ignore[assignment]
+# Elsewhere than on POSIX: no locks, so one writer a folder, and no clearing up after a kill.
+_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 _STAGING_PREFIX = ".modelsec-saving-"
 
@@ -177,14 +177,14 @@ def _clear(folder: Path) -> None:
 
 def _try_lock(path: Path) -> int | None:
     """Locks a folder until the descriptor is closed or we die; None if somebody else has it."""
-    if fcntl is None:
+    if _fcntl is None:
         return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
     except OSError:  # a link or a file of that name: not ours
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         return None
@@ -194,13 +194,13 @@ def _try_lock(path: Path) -> int | None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Waits for other writers in `folder`; without locks (some network disks) it goes ahead."""
-    if fcntl is None:
+    if _fcntl is None:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _fcntl.flock(descriptor, _fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -1,7 +1,7 @@
 """The in-toto statement of OpenSSF Model Signing v1.0: a manifest as the bytes that are signed.
 
-Owns the fields of the statement and predicate, and how strictly they are read. docs/signature-format.md
-lists them. Specification: https://github.com/ossf/model-signing-spec.
+Owns the fields of the statement and predicate, and how strictly they are read;
+docs/signature-format.md lists them. Specification: https://github.com/ossf/model-signing-spec.
 """
 
 import hashlib

@@ -1,0 +1,3 @@
+"""The `modelsec` command."""
+
+__all__: list[str] = []

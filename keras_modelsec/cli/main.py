@@ -1,0 +1,86 @@
+"""The `modelsec` command: arguments in, exit code out.
+
+Owns the argument parser, the exit codes and the printing; what the subcommands do is in their own
+modules (`keys_command.py`, `signature_commands.py`). Exit codes: 0 done or verified, 1 verification
+failed, 2 wrong usage, unusable key, or a file that cannot be read or written. Neither Keras nor
+TensorFlow is imported.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras_modelsec import __version__
+from keras_modelsec.cli import keys_command, signature_commands
+from keras_modelsec.integrity.errors import SignatureError, TamperedModelError
+
+EXIT_OK, EXIT_NOT_VERIFIED, EXIT_ERROR = 0, 1, 2
+
+Command = Callable[[argparse.Namespace], dict[str, Any]]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; each subcommand sets `command` to the function that runs it."""
+    parser = argparse.ArgumentParser(
+        prog="modelsec",
+        description="Sign model files and folders, and verify them (OpenSSF Model Signing format).",
+        epilog="Exit codes: 0 success, 1 verification failed, 2 wrong usage or unreadable file.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (
+        keys_command.add_keygen,
+        signature_commands.add_sign,
+        signature_commands.add_verify,
+    ):
+        subparser = add(subparsers)
+        subparser.add_argument(
+            "--json", action="store_true", help="print one JSON object instead of text"
+        )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: Without the program's name. Defaults to those of the process.
+
+    Returns:
+        The exit code.
+    """
+    options = build_parser().parse_args(arguments)
+    try:
+        result = options.command(options)
+    except (OSError, ValueError, TypeError) as error:
+        failed = options.command is signature_commands.run_verify
+        code = EXIT_NOT_VERIFIED if failed and isinstance(error, SignatureError) else EXIT_ERROR
+        return _report_failure(options, error, code)
+    except KeyboardInterrupt:
+        return _report_failure(options, KeyboardInterrupt("interrupted"), EXIT_ERROR)
+    message = result.pop("message")
+    print(json.dumps({"ok": True, **result}) if options.json else message)
+    return EXIT_OK
+
+
+def _report_failure(options: argparse.Namespace, error: BaseException, code: int) -> int:
+    if options.json:
+        print(json.dumps({"ok": False, "error": type(error).__name__, **_details(error)}))
+    else:
+        print(f"modelsec: {type(error).__name__}: {error}", file=sys.stderr)
+    return code
+
+
+def _details(error: BaseException) -> dict[str, Any]:
+    details: dict[str, Any] = {"message": str(error)}
+    if isinstance(error, TamperedModelError):
+        details["changed"] = [file._asdict() for file in error.changed]
+        details["added"] = list(error.added)
+        details["missing"] = list(error.missing)
+    return details
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+import base64
+import copy
+import hashlib
+import json
+from types import SimpleNamespace
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from keras_modelsec.integrity.envelope import Envelope, pre_authentication_encoding
+from keras_modelsec.integrity.signing import sign
+from keras_modelsec.integrity.signing_key import SigningKey
+
+
+@pytest.fixture(scope="session")
+def key():
+    return SigningKey(ec.generate_private_key(ec.SECP256R1()))
+
+
+@pytest.fixture(scope="session")
+def other_key():
+    return SigningKey(ec.generate_private_key(ec.SECP256R1()))
+
+
+@pytest.fixture
+def public(key):
+    return key.verifying_key
+
+
+@pytest.fixture
+def signed_file(tmp_path, key):
+    path = tmp_path / "model.bin"
+    path.write_bytes(bytes(range(256)) * 4)
+    return SimpleNamespace(path=path, signature=sign(path, key))
+
+
+@pytest.fixture
+def signed_folder(tmp_path, key):
+    path = tmp_path / "model"
+    (path / "variables").mkdir(parents=True)
+    (path / "saved_model.pb").write_bytes(b"graph")
+    (path / "variables" / "data").write_bytes(b"weights")
+    (path / "variables.index").write_bytes(b"index")
+    return SimpleNamespace(path=path, signature=sign(path, key))
+
+
+class Forger:
+    """Rewrites a signature file; with `key` it can also sign what it wrote."""
+
+    def __init__(self, key):
+        self._key = key
+
+    def bundle(self, place):
+        return json.loads(place.read_bytes())
+
+    def statement(self, place):
+        return json.loads(base64.b64decode(self.bundle(place)["dsseEnvelope"]["payload"]))
+
+    def write_payload(self, place, payload):
+        signature = self._key.sign(pre_authentication_encoding(payload))
+        envelope = Envelope(self._key.verifying_key.hint, payload, signature)
+        place.write_bytes(envelope.to_bytes())
+
+    def write_statement(self, place, statement):
+        self.write_payload(place, json.dumps(statement).encode())
+
+
+@pytest.fixture
+def forger(key):
+    return Forger(key)
+
+
+def nodes(value, path=()):
+    """Every path into a JSON value, containers included."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from nodes(child, (*path, name))
+
+
+def replaced(value, path, new):
+    """A copy of a JSON value with another value at `path`."""
+    if not path:
+        return new
+    result = copy.deepcopy(value)
+    parent = result
+    for name in path[:-1]:
+        parent = parent[name]
+    parent[path[-1]] = new
+    return result
+
+
+def deleted(value, path):
+    result = copy.deepcopy(value)
+    parent = result
+    for name in path[:-1]:
+        parent = parent[name]
+    del parent[path[-1]]
+    return result
+
+
+def at(value, path):
+    for name in path:
+        value = value[name]
+    return value
+
+
+def fix_root(statement):
+    """Makes the subject's digest agree with the resources, as a forger with the key would."""
+    digests = b"".join(bytes.fromhex(r["digest"]) for r in statement["predicate"]["resources"])
+    statement["subject"][0]["digest"]["sha256"] = hashlib.sha256(digests).hexdigest()
+    return statement
+
+
+@pytest.fixture(scope="session")
+def json_tools():
+    return SimpleNamespace(
+        nodes=nodes, replaced=replaced, deleted=deleted, at=at, fix_root=fix_root
+    )
