@@ -79,21 +79,20 @@ class DPOptimizer(keras.optimizers.Optimizer):
         seed: int | None = None,
         name: str | None = None,
     ):
+        super().__init__(learning_rate=0.0, name=name)
         self.l2_norm_clip = check_number("l2_norm_clip", l2_norm_clip, above=0)
         self.noise_multiplier = check_number("noise_multiplier", noise_multiplier, minimum=0)
         self.expected_batch_size = check_integer(
             "expected_batch_size", expected_batch_size, minimum=1, optional=True
         )
-        steps = check_integer(
+        # Not the base class's `gradient_accumulation_steps`, which would add noise to every batch.
+        self.micro_batches = check_integer(
             "gradient_accumulation_steps", gradient_accumulation_steps, minimum=2, optional=True
         )
         seed = check_integer("seed", seed, minimum=0, optional=True)
         inner_optimizer = keras.optimizers.get(inner_optimizer)
         _check_inner(inner_optimizer)
-        super().__init__(learning_rate=0.0, name=name)
-        # Set after the base class, whose own accumulation would add noise to every batch.
         self.inner_optimizer = inner_optimizer
-        self.micro_batches = steps
         self.has_fixed_seed = seed is not None
         self._seed = seed
         self._noise: backend.NoiseSource | None = None
