@@ -225,3 +225,9 @@ def is_unsafe_deserialization_enabled() -> bool:
     from keras.src.saving import serialization_lib
 
     return serialization_lib.in_safe_mode() is False
+
+
+def user_loss(model: keras.Model) -> Any:
+    """The loss as it was given to `compile`, or None (`CompileLoss._user_loss`)."""
+    compiled = compiled_loss(model)
+    return None if compiled is None else compiled._user_loss

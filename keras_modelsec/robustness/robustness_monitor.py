@@ -1,0 +1,203 @@
+"""Robust accuracy during training: in `logs` for every callback, and in TensorBoard."""
+
+import os
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_modelsec._core import backend, checks
+from keras_modelsec.robustness.attacks import inputs
+from keras_modelsec.robustness.attacks.attack import Attack
+from keras_modelsec.robustness.image_grid import are_images, draw_grid
+from keras_modelsec.robustness.predictions import Predictor, true_classes
+from keras_modelsec.robustness.robustness_result import RobustnessResult
+
+
+class RobustnessMonitor(keras.callbacks.Callback):
+    """Attacks the model at the end of epochs and puts its accuracies into `logs`.
+
+    Adds `clean_accuracy` and, for each attack, `robust_accuracy_<attack.name>`: the share of
+    examples classified correctly both clean and under that attack. History, CSVLogger,
+    EarlyStopping, ModelCheckpoint and TensorBoard see them if listed after this callback. The
+    training metrics of an adversarially trained model describe adversarial batches; these do not.
+
+    What a figure rests on (sample size, 95 % confidence interval, the attack's settings) is in
+    `results`. It is an upper bound: a stronger attack may find more.
+
+    Args:
+        x: Held-out inputs as `fit` takes them: an array, or a list, tuple or dict of arrays.
+        y: One class for each example: class numbers or one-hot rows.
+        attacks: An attack from `ms.attacks` or a list of them, with names that differ.
+        every: Evaluate on the first epoch and every that many epochs, int >= 1. On the others the
+            last values are repeated, so that file names and monitors find them. Default 1.
+        batch_size: Examples attacked together, int >= 1. Default 256.
+        log_dir: Folder for TensorBoard: the accuracies, and for image inputs a grid of adversarial
+            examples with their predictions. Default None: nothing is written.
+        max_images: How many examples such a grid shows, int >= 1. Default 8.
+
+    Raises:
+        TypeError: If `attacks` holds anything but attacks.
+        ValueError: If data is unusable (lengths, NaN, outside an attack's bounds), two names are
+            equal, or an attack is targeted.
+        OSError: If `log_dir` cannot be made or written to.
+
+    Example:
+    ```python
+    monitor = ms.RobustnessMonitor(x_val, y_val, [ms.attacks.PGD(epsilon=0.1, steps=20)])
+    stop = keras.callbacks.EarlyStopping(monitor="robust_accuracy_pgd_linf", mode="max")
+    model.fit(x_train, y_train, epochs=10, callbacks=[monitor, stop])
+    print(monitor.results["pgd_linf"].confidence_interval)
+    ```
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        attacks: Any,
+        every: int = 1,
+        *,
+        batch_size: int = 256,
+        log_dir: str | os.PathLike[str] | None = None,
+        max_images: int = 8,
+    ):
+        super().__init__()
+        self.attacks = _check_attacks(attacks)
+        self.every = checks.check_integer("every", every, minimum=1)
+        self.batch_size = checks.check_integer("batch_size", batch_size, minimum=1)
+        self.max_images = checks.check_integer("max_images", max_images, minimum=1)
+        self._x, self._y = inputs.as_arrays("x", x), inputs.as_arrays("y", y)
+        inputs.check_lengths(self._x, self._y)
+        self._labels = true_classes(self._y)
+        for attack in self.attacks:
+            inputs.check_values(self._x, attack.bounds)
+        self.log_dir = None if log_dir is None else _check_folder(log_dir)
+        self._log: backend.SummaryLog | None = None
+        self._predictor = Predictor()
+        self._results: dict[str, RobustnessResult] = {}
+
+    @property
+    def results(self) -> dict[str, RobustnessResult]:
+        """The last results by name: "clean", then one for each attack; empty before the first."""
+        return dict(self._results)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Tries the model on one example, so that what cannot work fails before the training."""
+        self._results = {}
+        if self.model.built:
+            one = keras.tree.map_structure(lambda leaf: leaf[:1], self._x)
+            self._predictor.classes(self.model, one, batch_size=1)
+        if self.log_dir is not None:
+            self._log = backend.SummaryLog(self.log_dir)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Evaluates if this epoch's turn has come, and adds the figures to `logs`."""
+        if not self._results or (epoch + 1) % self.every == 0:
+            self.evaluate(self.model, step=epoch)
+        if logs is not None:
+            logs.update(self._scalars())
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes the TensorBoard file."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def evaluate(self, model: keras.Model, step: int = 0) -> dict[str, RobustnessResult]:
+        """Attacks `model` now.
+
+        Args:
+            model: The model to attack.
+            step: Where TensorBoard shows it, if this happens during a training.
+
+        Returns:
+            What `results` holds from then on.
+        """
+        clean = self._predictor.classes(model, self._x, batch_size=self.batch_size)
+        right = clean == self._labels
+        results = {"clean": RobustnessResult("clean", int(right.sum()), len(right))}
+        images, texts = {}, {}
+        for attack in self.attacks:
+            found = attack(model, self._x, self._y, batch_size=self.batch_size)
+            attacked = self._predictor.classes(model, found, batch_size=self.batch_size)
+            still_right = int((right & (attacked == self._labels)).sum())
+            results[attack.name] = RobustnessResult(
+                attack.name, still_right, len(right), attack.get_config()
+            )
+            if self._log is not None:
+                tag = f"adversarial_examples/{attack.name}"
+                texts[tag] = self._table(clean, attacked)
+                images.update(self._images(tag, attack, found, clean, attacked))
+        self._results = results
+        if self._log is not None:
+            self._log.write(step, scalars=self._scalars(), images=images, texts=texts)
+        return self.results
+
+    def _scalars(self) -> dict[str, float]:
+        return {
+            "clean_accuracy" if name == "clean" else f"robust_accuracy_{name}": result.accuracy
+            for name, result in self._results.items()
+        }
+
+    def _images(
+        self, tag: str, attack: Attack, found: Any, clean: np.ndarray, attacked: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        shown = slice(0, self.max_images)
+        pairs = zip(keras.tree.flatten(self._x), keras.tree.flatten(found), strict=True)
+        for before, after in pairs:
+            if inputs.is_floating(before) and are_images(before):
+                predictions = clean[shown], attacked[shown]
+                labels = self._labels[shown]
+                grid = draw_grid(before[shown], after[shown], predictions, labels, attack.bounds)
+                return {tag: grid[None]}
+        return {}
+
+    def _table(self, clean: np.ndarray, attacked: np.ndarray) -> str:
+        """The predictions as Markdown, which TensorBoard renders."""
+        lines = ["| example | true | predicted clean | predicted attacked |", "|--|--|--|--|"]
+        rows = zip(self._labels, clean, attacked, strict=True)
+        for index, (label, before, after) in enumerate(rows):
+            if index == self.max_images:
+                break
+            lines.append(f"| {index} | {label} | {before} | {after} |")
+        return "\n".join(lines)
+
+
+def _check_attacks(attacks: Any) -> list[Attack]:
+    found = [attacks] if isinstance(attacks, Attack) else attacks
+    if not isinstance(found, (list, tuple)) or not all(isinstance(a, Attack) for a in found):
+        raise TypeError(
+            "`attacks` must be a list of attacks from keras_modelsec.attacks. Received: "
+            f"attacks={attacks!r}. For example: attacks=[PGD(epsilon=0.1, steps=20)]."
+        )
+    names = [attack.name for attack in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice or "clean" in names:
+        raise ValueError(
+            "`attacks` must hold at least one attack, with names that differ and are not 'clean'. "
+            f"Received names: {names}. Give an attack another: PGD(epsilon=0.2, name='pgd_02')."
+        )
+    for attack in found:
+        if attack.targeted:
+            raise ValueError(
+                "`attacks` must be untargeted, as `y` holds the true classes. "
+                f"Received: {attack.name!r} with targeted=True."
+            )
+    return list(found)
+
+
+def _check_folder(log_dir: str | os.PathLike[str]) -> str:
+    path = os.fspath(log_dir)
+    try:
+        os.makedirs(path, exist_ok=True)
+        writable = os.access(path, os.W_OK)
+    except OSError as error:
+        raise type(error)(
+            f"`log_dir` must be a folder that can be made. Received: {path!r} ({error.strerror})."
+        ) from error
+    if not writable:
+        raise PermissionError(
+            f"`log_dir` must be writable. Received: {path!r}. Choose another folder."
+        )
+    return path
