@@ -1,6 +1,7 @@
 """Owns which weights of a model can carry a mark, and which regularizers keep one."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def readable_variables(model: keras.Model) -> list[keras.Variable]:
     if not found:
         raise WatermarkError(
             f"A carrier must have {_SIZE_RULE}. Received: {model.name!r}, whose largest weight "
-            f"has {max(v.size for v in model.weights)}. Use wider layers."
+            f"has {max(math.prod(v.shape) for v in model.weights)}. Use wider layers."
         )
     return found
 
@@ -125,7 +126,7 @@ def _check_each_carries(model: keras.Model, layers: Sequence[Any], carriers: set
         _, ids = layer_variables(model, [wanted])
         if not ids & carriers:
             name = wanted if isinstance(wanted, str) else wanted.name
-            layer_sizes = [v.size for v in model.weights if id(v) in ids]
+            layer_sizes = [math.prod(v.shape) for v in model.weights if id(v) in ids]
             raise WatermarkError(
                 f"A carrier must be a floating-point kernel with {_SIZE_RULE}. Received: layer "
                 f"{name!r}, whose largest weight has {max(layer_sizes, default=0)}. Leave it out "

@@ -64,7 +64,8 @@ class WatermarkMonitor(keras.callbacks.Callback):
             raise WatermarkError(
                 "WatermarkMonitor needs a model that carries or keeps a mark of its key. "
                 f"Received: {self.model.name!r}, which does neither. Call "
-                "ms.attach_watermark(model, key), or build layers with kernel_regularizer=ms.WatermarkRegularizer(key)."
+                "ms.attach_watermark(model, key), or build layers with "
+                "kernel_regularizer=ms.WatermarkRegularizer(key)."
             )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
