@@ -7,12 +7,13 @@ from keras_modelsec.privacy.errors import (
     PrivacyBudgetExceeded,
     UnsupportedModelError,
 )
-from keras_modelsec.privacy.layer_rules import LayerRule, register_layer_rule
+from keras_modelsec.privacy.layer_rules import FallbackRule, LayerRule, register_layer_rule
 from keras_modelsec.privacy.privacy_budget import PrivacyBudget
 
 __all__ = [
     "DPMixin",
     "DPOptimizer",
+    "FallbackRule",
     "LayerRule",
     "NotPrivateError",
     "PrivacyBudget",

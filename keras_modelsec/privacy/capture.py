@@ -174,7 +174,7 @@ def _check_batch_axis(layer: keras.Layer, output: Tensor, batch: Tensor) -> None
         "If a layer that contains it keeps the batch axis, register that layer's class with "
         "ms.privacy.register_layer_rule(TheClass, ms.privacy.FallbackRule())."
     )
-    if len(output.shape) == 0 or not backend.may_be_batch_axis(output.shape[0]):
+    if len(output.shape) == 0 or not backend.may_be_batch_axis(output.shape[0], batch):
         raise UnsupportedModelError(
             f"{rule}. Received: an output of shape {tuple(output.shape)}. {remedy}"
         )

@@ -1,5 +1,6 @@
 """The only file of the package that imports TensorFlow."""
 
+import concurrent.futures
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -96,15 +97,25 @@ def forget_batch_size(inputs: Nested) -> Nested:
     )
 
 
-def may_be_batch_axis(size: int | None) -> bool:
-    """Whether an axis of this static size can be the batch of what `forget_batch_size` returned."""
-    return size is None or tf.executing_eagerly()
+def may_be_batch_axis(size: int | None, batch: Tensor) -> bool:
+    """Whether an axis of this static size can be the batch of what `forget_batch_size` returned.
+
+    Args:
+        size: The static size of the axis, None if it is not known.
+        batch: The number of examples, a scalar tensor.
+    """
+    return size == int(batch) if tf.executing_eagerly() else size is None
 
 
 def run_eagerly_now(fn: Callable[[], Any]) -> Any:
-    """Runs `fn` at once, also while a step is being traced."""
-    with tf.init_scope():
+    """Runs `fn` at once, also while a step is being traced.
+
+    In a thread of its own, since TensorFlow's way out of a trace stops gradient recording.
+    """
+    if tf.executing_eagerly():
         return fn()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(fn).result()
 
 
 def assert_equal(left: Tensor, right: Tensor, message: str) -> None:

@@ -87,8 +87,7 @@ def _split_batched(arguments: Any, output: Tensor) -> tuple[list[Tensor], Any]:
     is_batched = [
         ops.is_tensor(leaf)
         and len(leaf.shape) > 0
-        and leaf.shape[0] in (None, output.shape[0])
-        and backend.may_be_batch_axis(leaf.shape[0])
+        and backend.may_be_batch_axis(leaf.shape[0], ops.shape(output)[0])
         for leaf in leaves
     ]
 
