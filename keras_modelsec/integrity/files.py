@@ -181,6 +181,29 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def check_target(path: Path) -> None:
+    """Fails before long work, and not after it, if no file can be written at `path`.
+
+    Raises:
+        OSError: If the folder is missing or not writable, or a folder is at `path`.
+        UnsafePathError: If a symbolic link or special file is there.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"The folder of a file to be written must exist. Received: {str(path)!r}. "
+            f"Create {str(path.parent)!r} first."
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"The folder of a file to be written must be writable. Received: {str(path)!r}. "
+            "Choose a folder that is."
+        )
+    if os.path.lexists(path) and kind_of(path) != "file":
+        raise IsADirectoryError(
+            f"A file can only be written where no folder is. Received: {str(path)!r}, a folder."
+        )
+
+
 @contextlib.contextmanager
 def _temporary_beside(path: Path, data: bytes, mode: int) -> Iterator[str]:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:80]}.", dir=path.parent)

@@ -54,7 +54,7 @@ def generate_keys(
     Raises:
         ValueError: If an argument is out of range or both paths are the same.
         FileExistsError: If a file is there and `overwrite` is False; nothing is written then.
-        OSError: If a file cannot be written.
+        OSError: If a folder is missing or not writable, or a file cannot be written.
 
     Example:
     ```python
@@ -73,6 +73,7 @@ def generate_keys(
     for path in (private, public):
         if not overwrite and os.path.lexists(path):
             raise _exists(path)
+        files.check_target(path)
     key = ec.generate_private_key(CURVES[curve])
     pem = _private_pem(key, resolve_password(password))
     files.write_atomically(private, pem, mode=0o600, overwrite=overwrite)

@@ -158,7 +158,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _checkpoint_error(target: Path, error: OSError) -> CheckpointError:
-    reason = error.strerror or str(error)
+    reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     message = (
         f"A signed checkpoint could not be written to {str(target)!r}: {reason}. What was there "
         "before is unchanged. Make room or choose another `filepath`"

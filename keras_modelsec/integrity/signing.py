@@ -118,24 +118,7 @@ def sign(
     own_name = name_inside(target, model_path)
     if own_name:
         check_file_name(own_name)
-    _check_writable(target)
+    files.check_target(target)
     manifest = describe(model_path, skip=[own_name] if own_name else [])
     files.write_atomically(target, make_signature(manifest, key, ignored=own_name))
     return target
-
-
-def _check_writable(target: Path) -> None:
-    """Fails before the hashing, which may take minutes, and not after it."""
-    if not target.parent.is_dir():
-        raise NotADirectoryError(
-            f"The folder for the signature must exist. Received: {str(target.parent)!r}. Create it."
-        )
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"The folder for the signature must be writable. Received: {str(target.parent)!r}. "
-            "Give `signature_path` in a folder that is."
-        )
-    if os.path.lexists(target) and files.kind_of(target) != "file":
-        raise IsADirectoryError(
-            f"`signature_path` must be a file. Received: {str(target)!r}, a folder."
-        )

@@ -77,12 +77,12 @@ def test_other_kinds_and_curves_are_refused(foreign_keys, name):
 
 
 def test_public_key_in_place_of_a_private_one(raw_key):
-    with pytest.raises(KeyFormatError, match="`signing_key` must be a private key.*other file"):
+    with pytest.raises(KeyFormatError, match=r"`signing_key` must be a private key.*other file"):
         load_signing_key(public_pem(raw_key))
 
 
 def test_private_key_in_place_of_a_public_one(raw_key):
-    with pytest.raises(KeyFormatError, match="`trusted_keys` must be public keys.*must not hold"):
+    with pytest.raises(KeyFormatError, match=r"`trusted_keys` must be public keys.*must not hold"):
         load_trusted_keys(private_pem(raw_key))
 
 
@@ -111,12 +111,12 @@ def test_junk_is_a_named_error(junk):
 
 
 def test_two_keys_in_one_file_are_refused(raw_key):
-    with pytest.raises(KeyFormatError, match="exactly one key.*2 parts"):
+    with pytest.raises(KeyFormatError, match=r"exactly one key.*2 parts"):
         load_trusted_keys(public_pem(raw_key) * 2)
 
 
 def test_password_for_a_key_that_has_none_is_refused(raw_key):
-    with pytest.raises(WrongPasswordError, match="must be None.*not encrypted"):
+    with pytest.raises(WrongPasswordError, match=r"must be None.*not encrypted"):
         load_signing_key(private_pem(raw_key), "p")
 
 

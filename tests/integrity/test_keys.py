@@ -36,7 +36,7 @@ def test_private_key_is_readable_by_its_owner_alone_whatever_the_umask(tmp_path)
 @pytest.mark.parametrize("existing", ["owner.pem", "owner.pub"])
 def test_existing_file_is_not_overwritten_and_nothing_is_written(tmp_path, existing):
     (tmp_path / existing).write_bytes(b"precious")
-    with pytest.raises(FileExistsError, match="must not exist yet.*overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"must not exist yet.*overwrite=True"):
         generate_keys(tmp_path / "owner.pem")
     assert [p.name for p in tmp_path.iterdir()] == [existing]
     assert (tmp_path / existing).read_bytes() == b"precious"
@@ -92,7 +92,7 @@ def test_password_from_the_environment(tmp_path, monkeypatch):
     assert load_signing_key(private, "geheim")
     assert "geheim" not in repr(password)
     monkeypatch.delenv("OWNER_PASSWORD")
-    with pytest.raises(ValueError, match="OWNER_PASSWORD must hold a password.*Export"):
+    with pytest.raises(ValueError, match=r"OWNER_PASSWORD must hold a password.*Export"):
         load_signing_key(private, password)
 
 

@@ -102,9 +102,9 @@ def test_signature_for_another_file_fails(tmp_path, signed_file, key, public):
 def test_signature_of_a_folder_is_not_one_of_a_file_and_the_other_way(
     signed_file, signed_folder, public
 ):
-    with pytest.raises(SignatureError, match="must be for what it is used on.*is a folder"):
+    with pytest.raises(SignatureError, match=r"must be for what it is used on.*is a folder"):
         verify(signed_folder.path, public, signature_path=signed_file.signature)
-    with pytest.raises(SignatureError, match="must be for what it is used on.*is a file"):
+    with pytest.raises(SignatureError, match=r"must be for what it is used on.*is a file"):
         verify(signed_file.path, public, signature_path=signed_folder.signature)
 
 
