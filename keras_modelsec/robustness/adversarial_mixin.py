@@ -73,9 +73,18 @@ class AdversarialMixin(TrainStepOwner):
         return config
 
     def prepare_inputs(self, x: Any, y: Any, sample_weight: Any) -> Any:
-        """Replaces inputs by adversarial ones, according to what the model was compiled with."""
+        """Replaces inputs by adversarial ones, according to what the model was compiled with.
+
+        Raises:
+            ValueError: If there are no labels to attack.
+        """
         x = super().prepare_inputs(x, y, sample_weight)
         if self._adversarial is None:
             return x
+        if y is None:
+            raise ValueError(
+                "Adversarial training needs labels. Received: y=None. Give fit a y, or a dataset "
+                "of (x, y) pairs; for an autoencoder, y=x."
+            )
         internals.build_for_training(self, x, y, sample_weight)
         return self._adversarial.perturb(self, x, y, self._adversarial_state)

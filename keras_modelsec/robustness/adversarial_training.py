@@ -77,14 +77,9 @@ class AdversarialTraining:
         """The inputs to train on; a pure function of tensors, part of the compiled step.
 
         Raises:
-            ValueError: If there are no labels to attack.
+            InvalidArgumentError: If inputs are NaN or outside of the attack's bounds.
         """
-        if y is None:
-            raise ValueError(
-                "Adversarial training needs labels. Received: y=None. Give fit a y, or a dataset "
-                "of (x, y) pairs; for an autoencoder, y=x."
-            )
-        self.attack.assert_inside_bounds(x)
+        x = self.attack.require_inside_bounds(x)
         if not self.warmup_steps:
             return self._attack_share(model, x, y, state)
         return ops.cond(

@@ -174,28 +174,33 @@ class Attack:
         """
         return self.search(model, Objective(model), x, y, state)
 
-    def assert_inside_bounds(self, x: Any) -> None:
-        """Stops a training step, eager or compiled (not under XLA), on NaN or values out of bounds.
+    def require_inside_bounds(self, x: Any) -> Any:
+        """Passes `x` on, unless it holds NaN or values out of bounds (unchecked under XLA).
 
         Raises:
-            InvalidArgumentError: When the step runs.
+            InvalidArgumentError: When the step runs, eager or compiled, before any update.
         """
         low, high = self.bounds or (-float("inf"), float("inf"))
-        for leaf in keras.tree.flatten(x):
-            if inputs.is_floating(leaf):
-                smallest, largest = ops.min(leaf), ops.max(leaf)
-                inside = ops.logical_and(
-                    smallest >= low - inputs.BOUNDS_TOLERANCE,
-                    largest <= high + inputs.BOUNDS_TOLERANCE,
-                )
-                backend.assert_true(
-                    ops.logical_and(inside, ops.all(ops.isfinite(leaf))),
-                    f"Training inputs must be finite and lie inside `bounds`={self.bounds} of the "
-                    f"attack {self.name!r}. Rescale the data, or give the attack its bounds. "
-                    "Received values from, to:",
-                    smallest,
-                    largest,
-                )
+
+        def require(leaf: Tensor) -> Tensor:
+            if not inputs.is_floating(leaf):
+                return leaf
+            smallest, largest = ops.min(leaf), ops.max(leaf)
+            inside = ops.logical_and(
+                smallest >= low - inputs.BOUNDS_TOLERANCE,
+                largest <= high + inputs.BOUNDS_TOLERANCE,
+            )
+            return backend.require(
+                ops.logical_and(inside, ops.all(ops.isfinite(leaf))),
+                f"Training inputs must be finite and lie inside `bounds`={self.bounds} of the "
+                f"attack {self.name!r}. Rescale the data, or give the attack its bounds. "
+                "Received values from, to:",
+                smallest,
+                largest,
+                passing=leaf,
+            )
+
+        return keras.tree.map_structure(require, x)
 
     def search(
         self, model: keras.Model, objective: Objective, x: Any, y: Any, state: AttackState
