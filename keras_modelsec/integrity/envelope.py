@@ -13,6 +13,7 @@ from keras_modelsec.integrity import strict_json as strict
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_SIGNATURE_BYTES = 16 << 20  # some 70,000 files; the bytes are untrusted when they are parsed
+_MAX_VALUES = 64  # a bundle has 13: what could use up the memory is not parsed at all
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Envelope:
             SignatureError: If it is no bundle of this version with exactly one key hint and one
                 signature.
         """
+        values = sum(data.count(mark) for mark in (b"[", b"{", b","))
+        if values > _MAX_VALUES:
+            strict.refuse("The signature file", f"hold at most {_MAX_VALUES} values", values)
         bundle = strict.check_object(
             strict.parse(data, "The signature file"),
             "The signature file",
