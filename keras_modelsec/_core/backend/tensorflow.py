@@ -165,13 +165,18 @@ def compile_for_batches(
     return tf.function(fn, input_signature=signature, autograph=False, jit_compile=jit_compile)
 
 
+# As many steps as one trains with.
+_UNROLLED_AT_MOST = 10
+
+
 def repeat(fn: Callable[[Nested], Nested], state: Nested, times: int) -> Nested:
     """`fn(fn(...fn(state)))`, `times` times.
 
-    While tracing it stays a loop: unrolled, 40 turns of a small network take 15 times as long to
-    trace and optimise, and run no faster.
+    While tracing, a long loop stays one: unrolled, 40 turns of a small network take 15 times as
+    long to trace and optimise, and run no faster. A short one is unrolled, because TensorFlow does
+    not optimise loops well inside the functions that Keras trains with.
     """
-    if tf.inside_function() and times > 1:
+    if tf.inside_function() and times > _UNROLLED_AT_MOST:
         return tf.while_loop(
             lambda _: True,
             lambda current: (fn(current),),
