@@ -104,7 +104,7 @@ def _marked(carrier: Carrier, secret: SecretKey, strength: float | None) -> Any:
             f"A kernel must have some nonzero weights to hide a mark in. Received: "
             f"{carrier.variable.path!r}, all zero. Initialise it, or leave it out of `layers`."
         )
-    signs = derivation.signs(secret, weights.shape, carrier.index)
+    signs = derivation.signs(secret, weights.shape, carrier.index).reshape(weights.shape)
     return spreading.embed(weights, signs, strength or spreading.default_strength(weights.size))
 
 

@@ -5,6 +5,7 @@ without a new scheme name; a golden file holds it. Nothing in a derivation can b
 an owner: with a free choice of bits a forger would set them to what the weights already say.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,10 +13,11 @@ import numpy as np
 from keras_modelsec.watermark.keys import SecretKey
 
 SCHEME = "keras_modelsec/watermark/v1"
-# Prime, so that "weight i carries bit i mod 127" never runs along a row, a column or a channel
-# (their lengths are rarely multiples of 127): pruning a neuron weakens every bit a little instead
-# of deleting one.
+# Prime, so that no bit falls on one column, channel or filter tap alone (their numbers are rarely
+# multiples of 127): pruning a neuron weakens many bits a little instead of deleting one.
 BITS = 127
+# About four runs for each bit.
+_MIN_RUNS = 512
 _KEY_ID_BYTES = 16
 
 
@@ -55,7 +57,20 @@ def chips(secret: SecretKey, shape: Sequence[int], index: int) -> np.ndarray:
     return _signs(stream, count)
 
 
+def run_length(shape: Sequence[int]) -> int:
+    """How many consecutive weights of a kernel carry the same bit; run j carries bit j mod `BITS`.
+
+    The largest power of two that divides the last axis and leaves 512 runs: long runs are what
+    keeps the penalty cheap, since compilers sum along the last axis fastest.
+    """
+    length = 1
+    while shape[-1] % (2 * length) == 0 and math.prod(shape) // (2 * length) >= _MIN_RUNS:
+        length *= 2
+    return length
+
+
 def signs(secret: SecretKey, shape: Sequence[int], index: int) -> np.ndarray:
     """Chip times message bit for each weight: the direction in which the mark moves it."""
-    flat = chips(secret, shape, index)
-    return flat * np.resize(message(secret), flat.shape)
+    length = run_length(shape)
+    runs = chips(secret, shape, index).reshape(-1, length)
+    return (runs * np.resize(message(secret), (len(runs), 1))).reshape(-1)

@@ -177,8 +177,9 @@ def _combine(
     bit_sums = np.zeros(BITS)
     for (shape, index), total in totals.items():
         products = derivation.signs(secret, shape, index) * total
-        rows = -(-products.size // BITS)
-        padded = np.pad(products, (0, rows * BITS - products.size))
+        runs = products.reshape(-1, derivation.run_length(shape)).sum(axis=1)
+        rows = -(-runs.size // BITS)
+        padded = np.pad(runs, (0, rows * BITS - runs.size))
         bit_sums += padded.reshape(rows, BITS).sum(axis=0)
     z = float(bit_sums.sum() / math.sqrt(energy)) if energy > 0 else 0.0
     return z, bit_sums

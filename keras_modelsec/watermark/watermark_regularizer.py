@@ -1,5 +1,6 @@
 """Owns `WatermarkRegularizer`, which marks a kernel while it trains and keeps the mark there."""
 
+import math
 import warnings
 from typing import Any, ClassVar
 
@@ -123,9 +124,8 @@ class WatermarkRegularizer(keras.regularizers.Regularizer):
             return ops.cast(total, "float32")
         shape = tuple(x.shape)
         signs = ops.cast(self._signs(self._secret, shape), "float32")
-        weights = ops.reshape(ops.cast(x, "float32"), (-1,))
-        strength = self.strength or spreading.default_strength(weights.shape[0])
-        mark = spreading.penalty(weights, signs, strength, self.rate)
+        strength = self.strength or spreading.default_strength(math.prod(shape))
+        mark = spreading.penalty(ops.cast(x, "float32"), signs, strength, self.rate)
         return mark if self.base is None else mark + ops.cast(total, "float32")
 
     def _signs(self, secret: SecretKey, shape: tuple[int, ...]) -> Any:
@@ -137,7 +137,7 @@ class WatermarkRegularizer(keras.regularizers.Regularizer):
                 "regularizer on a larger layer, or make this one larger."
             )
         if shape not in self._signs_by_shape:
-            signs = derivation.signs(secret, shape, self.index)
+            signs = derivation.signs(secret, shape, self.index).reshape(shape)
             # A graph that held them as its own constant would be traced and saved with them.
             self._signs_by_shape[shape] = backend.run_eagerly_now(
                 lambda: ops.convert_to_tensor(signs)

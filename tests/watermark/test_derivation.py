@@ -29,19 +29,30 @@ def test_message_and_key_id_are_the_golden_ones():
     assert _packed(derivation.message(secret)) == GOLDEN["message"]
 
 
-@pytest.mark.parametrize("chips", GOLDEN["chips"], ids=lambda c: f"{c['shape']}-{c['index']}")
-def test_chips_are_the_golden_ones(chips):
-    secret = SecretKey(GOLDEN["key"])
-    assert _packed(derivation.chips(secret, chips["shape"], chips["index"])) == chips["packed"]
+@pytest.mark.parametrize("carrier", GOLDEN["carriers"], ids=lambda c: f"{c['shape']}-{c['index']}")
+def test_chips_and_signs_are_the_golden_ones(carrier):
+    secret, shape, index = SecretKey(GOLDEN["key"]), carrier["shape"], carrier["index"]
+    assert _packed(derivation.chips(secret, shape, index)) == carrier["chips"]
+    assert _packed(derivation.signs(secret, shape, index)) == carrier["signs"]
+    assert derivation.run_length(shape) == carrier["run_length"]
 
 
-def test_signs_are_chip_times_message_bit(key):
-    secret = SecretKey(key)
-    signs = derivation.signs(secret, (20, 30), 0)
-    chips = derivation.chips(secret, (20, 30), 0)
+@pytest.mark.parametrize("shape", [(20, 30), (40, 32), (600, 8)])
+def test_signs_are_chip_times_the_message_bit_of_the_run(key, shape):
+    secret, length = SecretKey(key), derivation.run_length(shape)
+    signs = derivation.signs(secret, shape, 0)
+    chips = derivation.chips(secret, shape, 0)
     message = derivation.message(secret)
     assert signs.dtype == np.int8
-    assert all(signs[i] == chips[i] * message[i % 127] for i in range(600))
+    assert all(signs[i] == chips[i] * message[i // length % 127] for i in range(signs.size))
+
+
+@pytest.mark.parametrize(
+    ("shape", "length"),
+    [((784, 128), 128), ((256, 1024), 512), ((64, 10), 1), ((512, 100), 4), ((3, 3, 64, 96), 32)],
+)
+def test_run_is_a_power_of_two_within_a_row_and_leaves_512_runs(shape, length):
+    assert derivation.run_length(shape) == length
 
 
 def test_key_shape_and_index_each_change_the_chips(key, other_key):

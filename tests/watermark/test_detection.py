@@ -184,7 +184,7 @@ def test_shared_sequence_is_read_at_full_strength(key):
 def test_one_planted_giant_weight_does_not_hide_the_mark(key):
     secret = SecretKey(key)
     weights = spreading.embed(
-        _rng.normal(size=(40, 50)), derivation.signs(secret, (40, 50), 0), 0.5
+        _rng.normal(size=(40, 50)), derivation.signs(secret, (40, 50), 0).reshape(40, 50), 0.5
     )
     before = detect([weights], secret)
     weights[7, 9] = 1e30

@@ -66,7 +66,7 @@ def test_training_marks_the_model_and_costs_no_accuracy(build_cnn, digits, key):
 )
 def test_mark_grows_however_the_step_is_run(build_mlp, digits, key, compile_arguments):
     model = build_mlp(ms.WatermarkRegularizer(key), **compile_arguments)
-    _fit(model, digits, epochs=1 if "run_eagerly" in compile_arguments else 3)
+    _fit(model, digits, epochs=2 if "run_eagerly" in compile_arguments else 3)
     assert verify_watermark(model, key).z > 6
 
 
@@ -92,8 +92,7 @@ def test_penalty_is_the_pure_function_of_weights_and_derived_signs(key):
     regularizer = ms.WatermarkRegularizer(key, strength=0.3, rate=0.2, index=2)
     kernel = keras.Variable(np.random.default_rng(0).normal(size=(20, 40)), dtype="float32")
     signs = derivation.signs(SecretKey(key), (20, 40), 2).astype("float32")
-    flat = keras.ops.reshape(kernel.value, (-1,))
-    expected = spreading.penalty(flat, signs, 0.3, 0.2)
+    expected = spreading.penalty(kernel.value, signs.reshape(20, 40), 0.3, 0.2)
     # As the private step calls it: the variable's own regularizer on the variable.
     kernel.regularizer = regularizer
     np.testing.assert_allclose(kernel.regularizer(kernel), expected, rtol=1e-6)
@@ -237,3 +236,27 @@ def test_bad_argument_is_refused_with_its_rule(key, arguments, error, message):
 def test_kernel_that_cannot_carry_is_refused_before_the_first_step(key, shape):
     with pytest.raises(WatermarkError, match=r"at least 512 weights. Received: shape="):
         ms.WatermarkRegularizer(key)(tf.ones(shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_mark_grows_beside_private_and_adversarial_training(digits, key, adversarial):
+    inputs = keras.Input((64,))
+    hidden = keras.layers.Dense(
+        64, activation="relu", kernel_regularizer=ms.WatermarkRegularizer(key)
+    )(inputs)
+    model = ms.SecureModel(inputs, keras.layers.Dense(10)(hidden))
+    attack = ms.attacks.PGD(epsilon=0.05, steps=2) if adversarial else None
+    model.compile(
+        ms.DPOptimizer(keras.optimizers.Adam(3e-3), l2_norm_clip=1.0, noise_multiplier=0.7),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **({"adversarial": ms.AdversarialTraining(attack)} if adversarial else {}),
+    )
+    history = model.fit(
+        *_flat(digits),
+        batch_size=64,
+        epochs=6,
+        verbose=0,
+        callbacks=[ms.WatermarkMonitor(key)],
+    ).history
+    assert history["watermark_log10_p"][-1] < -30
