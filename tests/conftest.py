@@ -31,7 +31,11 @@ def _fresh_keras():
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mirrored_strategy():
-    """Two replicas on two logical CPU devices."""
+    """Two replicas on two logical CPU devices.
+
+    One for the whole session: a second one in a process numbers its collective operations from the
+    start again, and TensorFlow then finds their shapes to differ from the first one's.
+    """
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

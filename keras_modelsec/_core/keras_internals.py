@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 from keras.src.models.functional import Functional
+from keras.src.utils.io_utils import print_msg
 from keras.src.trainers.compile_utils import CompileLoss
 
 
@@ -33,6 +34,11 @@ def graph_ends(model: keras.Model) -> tuple[Any, Any]:
     if isinstance(model, keras.Sequential):
         return model.inputs[0], model.outputs[0]
     return model._inputs_struct, model._outputs_struct
+
+
+def print_message(message: str) -> None:
+    """Prints as Keras does: past the progress bar, or to the log (`io_utils.print_msg`)."""
+    print_msg(message)
 
 
 def flatten_layers(layer: keras.Layer, *, include_self: bool = True) -> list[keras.Layer]:

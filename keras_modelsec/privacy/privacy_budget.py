@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from keras_modelsec._core import keras_internals as internals
 from keras_modelsec._core.checks import check_choice, check_integer, check_number
 from keras_modelsec.privacy import accounting
 from keras_modelsec.privacy.dp_optimizer import DPOptimizer
@@ -37,7 +38,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         sampling_probability: Float in (0, 1]: the chance of an example to be in a batch (in all
             batches accumulated for one step, if there are several).
         dataset_size: Integer >= 1: examples in a pass over the data.
-        accountant: "pld" or "rdp".
+        accountant: "pld" (tight) or "rdp", for Poisson sampling; passes are composed exactly.
         verbose: 0 is silent, 1 says when and why training stops.
 
     Raises:
@@ -97,13 +98,13 @@ class PrivacyBudget(keras.callbacks.Callback):
         parts = [
             f"({self.epsilon:.4g}, {self.delta:g})-differential privacy per example, for "
             f"{releases} noisy steps (noise multiplier {optimizer.noise_multiplier:g}, clipping "
-            f"norm {optimizer.l2_norm_clip:g}; {self.accountant.upper()} accountant)."
+            f"norm {optimizer.l2_norm_clip:g})."
         ]
         if isinstance(sampling, accounting.PoissonSampling):
             without = self._epsilon_of(self._passes())
             parts.append(
-                f"Assumes Poisson sampling with probability {sampling.probability:.4g}, which "
-                "fit's shuffled epochs are not; without amplification by sampling epsilon would "
+                f"By {self.accountant.upper()} accounting. Assumes Poisson sampling with "
+                f"probability {sampling.probability:.4g}, which fit's shuffled epochs are not; without amplification by sampling epsilon would "
                 f"be {without:.4g}. Neighbouring data sets differ by one added or removed example."
             )
         elif not sampling.is_known:
@@ -145,7 +146,7 @@ class PrivacyBudget(keras.callbacks.Callback):
         if self._is_next_too_much():
             self.model.stop_training = True
             if self.verbose:
-                keras.utils.io_utils.print_msg(
+                internals.print_message(
                     f"\nPrivacyBudget: training stops at epsilon {self.epsilon:.4g}; the next step "
                     f"would exceed max_epsilon={self.max_epsilon:g}."
                 )
