@@ -30,8 +30,7 @@ def functional():
     return Net(inputs, keras.layers.Dense(3, activation="softmax")(inputs))
 
 
-@pytest.mark.parametrize("make", [functional, Own])
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(("make", "precision"), [(functional, "mixed_float16"), (Own, "float32")])
 def test_argument_and_optimizer_survive_saving(make, precision, tmp_path):
     keras.config.set_dtype_policy(precision)
     training = AdversarialTraining(

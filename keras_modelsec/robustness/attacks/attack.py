@@ -256,12 +256,13 @@ class Attack:
         epsilon = ops.convert_to_tensor(state.epsilon)
         size = self.default_step_size(epsilon) if self.step_size is None else self.step_size
         low, high = self.bounds or (-float("inf"), float("inf"))
+        # A value outside of the bounds is not pulled in: that would change clean data.
+        limits = [(ops.minimum(x, low), ops.maximum(x, high)) for x in origin]
 
         def into_bounds(deltas: Tensors) -> Tensors:
-            # A value outside of the bounds is not pulled in: that would change clean data.
             return [
-                ops.clip(x + delta, ops.minimum(x, low), ops.maximum(x, high))
-                for x, delta in zip(origin, deltas, strict=True)
+                ops.clip(x + delta, *ends)
+                for x, delta, ends in zip(origin, deltas, limits, strict=True)
             ]
 
         def step(points: Tensors) -> Tensors:
