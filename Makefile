@@ -1,38 +1,50 @@
 # Two commands set everything up: `make demo` and `make test`. A second run reinstalls nothing.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
 VENV ?= .venv
+INTEROP_PYTHON ?= $(shell command -v python3.11 || echo python3.11)
 INTEROP_VENV ?= .venv-interop
-INTEROP_PYTHON ?= $(shell command -v python3.11)
 DATA ?=
 OUTPUT ?= demo-output
+PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+INTEROP_BIN := $(INTEROP_VENV)/bin
 INTEROP_READY := $(INTEROP_VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-fast test-interop lint types format bench install clean
+.PHONY: help install demo test test-fast test-interop lint types format bench hooks lock clean
 
 help:
 	@echo "make demo          train a plain and a secured model, attack both, sign, tamper, verify"
 	@echo "make test          every test but those that need tensorflow-privacy"
 	@echo "make test-fast     the same without the slow ones"
 	@echo "make test-interop  parity with tensorflow-privacy, in an environment of its own (Python 3.11)"
-	@echo "make lint types    ruff and mypy, as CI runs them"
+	@echo "make lint types    ruff and mypy, as CI runs them;  make format  repairs what ruff can"
 	@echo "make bench         the README's figures, as JSON"
+	@echo "make hooks         run lint and types before every git commit"
+	@echo "make lock          pin the newest versions that fit pyproject.toml"
+
+# $(call install,PYTHON,VENV,CONSTRAINTS,REQUIREMENTS): pip keeps what already has the right version.
+# setuptools comes first and from the lock too: it builds the package, without an isolated download.
+define install
+	@echo "Setting up $(2), once; this takes a few minutes."
+	$(1) -m venv $(2)
+	$(2)/bin/python -m pip install -q -c $(3) setuptools
+	$(2)/bin/python -m pip install -q -c $(3) --no-build-isolation -e $(4)
+	@touch $(2)/.ready
+endef
 
 $(READY): pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "Python 3.11 to 3.13 is needed; run: make PYTHON=/path/to/python3.11 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements/constraints.txt -e '.[dev]'
-	@touch $@
+	$(call install,$(PYTHON),$(VENV),requirements/constraints.txt,'.[dev]')
 
 $(INTEROP_READY): pyproject.toml requirements/constraints-interop.txt
-	@test -n "$(INTEROP_PYTHON)" || { echo "tensorflow-privacy 0.9.0 needs Python 3.11; run: make INTEROP_PYTHON=/path/to/python3.11 $@"; exit 1; }
-	$(INTEROP_PYTHON) -m venv $(INTEROP_VENV)
-	$(INTEROP_VENV)/bin/python -m pip install -q --disable-pip-version-check -c requirements/constraints-interop.txt -e '.[tensorflow-privacy]' pytest hypothesis
-	@touch $@
+	@$(INTEROP_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "tensorflow-privacy 0.9.0 needs Python 3.11; run: make INTEROP_PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(call install,$(INTEROP_PYTHON),$(INTEROP_VENV),requirements/constraints-interop.txt,'.[interop]')
 
 install: $(READY)
 
@@ -40,13 +52,13 @@ demo: $(READY)
 	$(BIN)/python examples/quickstart.py --output $(OUTPUT) $(if $(DATA),--data $(DATA))
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not interop"
+	$(BIN)/python -m pytest -m "not interop" $(PYTEST_ARGS)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not interop and not slow"
+	$(BIN)/python -m pytest -m "not interop and not slow" $(PYTEST_ARGS)
 
 test-interop: $(INTEROP_READY)
-	$(INTEROP_VENV)/bin/python -m pytest -m interop tests/interop
+	$(INTEROP_BIN)/python -m pytest -m interop tests/interop $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -60,7 +72,14 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run_all.py $(if $(DATA),--data $(DATA))
+	@$(BIN)/python benchmarks/run_all.py $(if $(DATA),--data $(DATA))
+
+hooks: $(READY)
+	$(BIN)/pre-commit install
+
+lock:
+	requirements/lock.sh $(PYTHON) requirements/constraints.txt '.[dev]'
+	requirements/lock.sh $(INTEROP_PYTHON) requirements/constraints-interop.txt '.[interop]'
 
 clean:
 	rm -rf $(VENV) $(INTEROP_VENV) $(OUTPUT) build dist *.egg-info
