@@ -103,6 +103,12 @@ class AdversarialTraining:
             lambda whole, part: ops.concatenate([whole[:clean], part], axis=0), x, attacked
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"AdversarialTraining({self.attack!r}, clean_ratio={self.clean_ratio}, "
+            f"warmup_steps={self.warmup_steps})"
+        )
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {

@@ -38,18 +38,21 @@ def test_figures_are_those_of_attacking_by_hand(problem):
     assert history["robust_accuracy_random_noise_linf"] == [1.0]
 
 
+class Helping(FGSM):
+    """Gives back an input that is surely classified as its label."""
+
+    def __call__(self, model, x, y, *, batch_size=256):
+        predicted = np.asarray(model(x)).argmax(1)
+        return x[[int(np.flatnonzero(predicted == label)[0]) for label in y]]
+
+
 def test_example_wrong_before_and_right_after_the_attack_does_not_count(problem):
     model, x, y = problem
     wrong = y.copy()
     wrong[:10] = (wrong[:10] + 1) % 4
-    # At this radius FGSM on the wrong label moves towards another class, at times the right one.
-    monitor = RobustnessMonitor(x, wrong, FGSM(0.5))
-    results = monitor.evaluate(model)
+    results = RobustnessMonitor(x, wrong, Helping(0.1)).evaluate(model)
     assert results["clean"].correct == len(y) - 10
-    assert results["fgsm_linf"].correct <= results["clean"].correct
-    found = np.asarray(model(FGSM(0.5)(model, x, wrong))).argmax(1) == wrong
-    clean = np.asarray(model(x)).argmax(1) == wrong
-    assert results["fgsm_linf"].correct == (found & clean).sum()
+    assert results["helping_linf"].correct == len(y) - 10
 
 
 def test_callbacks_after_it_see_the_figures(problem, tmp_path):
