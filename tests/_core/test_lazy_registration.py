@@ -22,7 +22,6 @@ def run(script, *paths):
 @pytest.mark.parametrize(
     "imports",
     [
-        "import keras_modelsec, keras",
         "import keras, keras_modelsec",
         "import keras_modelsec; import keras.saving as _; import keras",
     ],
