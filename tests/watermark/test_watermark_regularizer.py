@@ -189,6 +189,16 @@ def test_wrong_key_after_loading_is_named_and_changes_nothing(build_mlp, key, ot
     restore_key(loaded, key.hex())
 
 
+def test_key_of_some_layers_only_is_refused_and_wakes_none(build_mlp, key, other_key):
+    model = build_mlp(compiled=False)
+    for layer, layer_key in zip(model.layers, (key, other_key, key), strict=False):
+        config = ms.WatermarkRegularizer(layer_key).get_config()
+        layer.kernel.regularizer = ms.WatermarkRegularizer.from_config(config)
+    with pytest.raises(WatermarkKeyError, match="one this mark was made with"):
+        restore_key(model, key)
+    assert not any(layer.kernel.regularizer.is_active for layer in model.layers[:3])
+
+
 def test_model_without_watermark_regularizers_has_no_key_to_restore(build_mlp, key):
     with pytest.raises(WatermarkError, match=r"must have watermark regularizers.*attach_watermark"):
         restore_key(build_mlp(), key)
