@@ -1,7 +1,8 @@
 """How much a private step costs over the plain `fit` step, in time and in peak memory.
 
-Prints JSON. Each ratio is the median over interleaved rounds of one run, process CPU time; memory is
-the peak resident set of one process per variant. Not under XLA (`jit_compile="auto"` is off on a CPU).
+Prints JSON. Each ratio is the median over interleaved rounds of one run, process CPU time; memory
+is the peak resident set of one process per variant. Not under XLA, which `jit_compile="auto"`
+leaves off on a CPU.
 
     python benchmarks/dp_step.py [--rounds 15] [--steps 20]
 """
@@ -51,9 +52,7 @@ def compiled(name, private):
     optimizer = keras.optimizers.SGD(0.1)
     if private:
         optimizer = ms.DPOptimizer(optimizer, l2_norm_clip=1.0, noise_multiplier=1.1)
-    model.compile(
-        optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
 
 

@@ -19,7 +19,6 @@ class SecureModel(AdversarialMixin, DPMixin, keras.Model):
     does, to the last bit.
 
     Example:
-
     ```python
     inputs = keras.Input((784,))
     outputs = keras.layers.Dense(10)(inputs)
@@ -32,7 +31,7 @@ class SecureModel(AdversarialMixin, DPMixin, keras.Model):
     ```
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102  (see the class)
         # Keras would make the functional form by rewriting the bases of the class it was called on,
         # after which that class could no longer be subclassed with a `call` of its own.
         if cls is SecureModel and internals.are_functional_arguments(args, kwargs):

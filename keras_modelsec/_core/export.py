@@ -28,7 +28,6 @@ def export_plain(model: keras.Model) -> keras.Model:
         ValueError: If a subclassed model cannot be turned into a graph of layers.
 
     Example:
-
     ```python
     ms.export_plain(model).save("deployed.keras")
     ```
@@ -46,8 +45,8 @@ def export_plain(model: keras.Model) -> keras.Model:
     plain.set_weights(source.get_weights())
     if PACKAGE in json.dumps(keras.saving.serialize_keras_object(plain)):
         raise TypeError(
-            f"The exported model must not name {PACKAGE}. Received: {model.name!r}, which does in a "
-            "place unknown to export_plain. Remove it and export again."
+            f"The exported model must not name {PACKAGE}. Received: {model.name!r}, which does so "
+            "in a place unknown to export_plain. Remove it and export again."
         )
     return plain
 

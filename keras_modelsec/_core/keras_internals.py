@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 from keras.src.models.functional import Functional
-from keras.src.utils.io_utils import print_msg
 from keras.src.trainers.compile_utils import CompileLoss
+from keras.src.utils.io_utils import print_msg
 
 
 def is_functional(model: keras.Model) -> bool:

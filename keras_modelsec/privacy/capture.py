@@ -1,8 +1,8 @@
 """Saves, during one forward pass, what per-example gradients need of each weight-owning layer.
 
-A unit is the smallest layer that holds trainable weights of its own and is called with a batch axis.
-While the pass is traced, each unit's `call` is replaced on the instance; nothing of that outlives
-the pass. What a unit computes is not changed.
+A unit is the smallest layer that holds trainable weights of its own and is called with a batch
+axis. While the pass is traced, each unit's `call` is replaced on the instance; nothing of that
+outlives the pass. What a unit computes is not changed.
 """
 
 import contextlib
@@ -81,9 +81,7 @@ def find_units(model: keras.Model) -> list[Unit]:
     return units
 
 
-def _collect(
-    model: keras.Model, layer: keras.Layer, units: list[Unit], visited: set[int]
-) -> None:
+def _collect(model: keras.Model, layer: keras.Layer, units: list[Unit], visited: set[int]) -> None:
     if id(layer) in visited:
         return
     visited.add(id(layer))

@@ -21,10 +21,11 @@ Tensor = Any
 class DPOptimizer(keras.optimizers.Optimizer):
     """Makes any Keras optimizer differentially private (DP-SGD, DP-Adam, ...).
 
-    Each example's gradient is clipped to `l2_norm_clip` by the model's private step; this optimizer
-    sums them, adds Gaussian noise of standard deviation `noise_multiplier * l2_norm_clip` to the sum
-    once per step, divides by the expected batch size and hands the result to the inner optimizer.
-    The gradient of weight penalties (L2, watermark), which no example enters, is added after that.
+    The model's private step clips each example's gradient to `l2_norm_clip` and sums them. This
+    optimizer adds Gaussian noise of standard deviation `noise_multiplier * l2_norm_clip` to the
+    sum, once per step, divides by the expected batch size and hands the result to the inner
+    optimizer. The gradient of weight penalties (L2, watermark), which no example enters, is added
+    after that.
 
     It works only on a model with `ms.DPMixin` (such as `ms.SecureModel`): gradients that did not
     come clipped from the private step are refused, so training never silently loses its privacy.
@@ -55,7 +56,6 @@ class DPOptimizer(keras.optimizers.Optimizer):
         ValueError, TypeError: For arguments outside of these rules.
 
     Example:
-
     ```python
     model = ms.SecureModel(inputs, outputs)
     model.compile(
@@ -153,9 +153,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self.build(variables)
         present = [
             (total, penalty, variable)
-            for total, penalty, variable in zip(
-                grads.sums, grads.penalties, variables, strict=True
-            )
+            for total, penalty, variable in zip(grads.sums, grads.penalties, variables, strict=True)
             if total is not None
         ]
         self._record_batch_size(grads.batch_size)

@@ -9,5 +9,5 @@ class UnsupportedModelError(NotPrivateError):
     """The model holds something that breaks the bound on one example's influence."""
 
 
-class PrivacyBudgetExceeded(RuntimeError):
+class PrivacyBudgetExceeded(RuntimeError):  # noqa: N818  (a public name, fixed by the design)
     """The next step would spend more privacy than the budget allows."""

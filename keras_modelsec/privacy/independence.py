@@ -39,7 +39,7 @@ def check_examples_are_independent(model: keras.Model, x: Any) -> None:
     samples = [_two_examples(leaf) for leaf in keras.tree.flatten(x)]
     if all(sample is not None for sample in samples):
         backend.run_eagerly_now(
-            lambda: _probe(model, keras.tree.pack_sequence_as(x, [s for s in samples]))
+            lambda: _probe(model, keras.tree.pack_sequence_as(x, list(samples)))
         )
     _PROBED.add(model)
 

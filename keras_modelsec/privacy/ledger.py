@@ -102,7 +102,9 @@ def merge_runs(runs: Iterable[Run], limit: int = _ROWS) -> list[Run]:
     """
     merged = _add_up(runs, lambda run: run)
     if len(merged) > limit:
-        merged = _add_up(merged, lambda run: run._replace(releases=1.0, runs=run.releases * run.runs))
+        merged = _add_up(
+            merged, lambda run: run._replace(releases=1.0, runs=run.releases * run.runs)
+        )
     if len(merged) > limit:
         raise RuntimeError(
             f"At most {limit} combinations of noise multiplier and batch size can be accounted "

@@ -10,7 +10,6 @@ from keras_modelsec._core.checks import check_choice, check_integer, check_numbe
 from keras_modelsec.privacy import accounting
 from keras_modelsec.privacy.dp_optimizer import DPOptimizer
 from keras_modelsec.privacy.errors import NotPrivateError, PrivacyBudgetExceeded
-from keras_modelsec.privacy.ledger import Run
 
 __all__ = ["PrivacyBudget", "PrivacyBudgetExceeded"]
 
@@ -46,7 +45,6 @@ class PrivacyBudget(keras.callbacks.Callback):
         PrivacyBudgetExceeded: At the start of training, if not even one step fits.
 
     Example:
-
     ```python
     budget = ms.PrivacyBudget(delta=1e-5, max_epsilon=8.0)
     model.fit(x, y, epochs=10, callbacks=[budget])
@@ -104,8 +102,9 @@ class PrivacyBudget(keras.callbacks.Callback):
             without = self._epsilon_of(self._passes())
             parts.append(
                 f"By {self.accountant.upper()} accounting. Assumes Poisson sampling with "
-                f"probability {sampling.probability:.4g}, which fit's shuffled epochs are not; without amplification by sampling epsilon would "
-                f"be {without:.4g}. Neighbouring data sets differ by one added or removed example."
+                f"probability {sampling.probability:.4g}, which fit's shuffled epochs are not; "
+                f"without amplification by sampling epsilon would be {without:.4g}. "
+                "Neighbouring data sets differ by one added or removed example."
             )
         elif not sampling.is_known:
             parts.append(

@@ -38,7 +38,7 @@ class PerExampleLoop:
         """The reference for `ClippedGradients.sums`."""
         factors = [min(1.0, l2_norm_clip / norm) if norm else 1.0 for norm in self.norms]
         return [
-            sum(factor * gradient[k] for factor, gradient in zip(factors, self.gradients))
+            sum(f * gradient[k] for f, gradient in zip(factors, self.gradients, strict=True))
             for k in range(len(self.variables))
         ]
 

@@ -99,7 +99,9 @@ def test_pld_falls_back_to_rdp_where_it_would_exhaust_the_memory():
 def test_affordable_releases_is_the_last_number_that_fits():
     kind = MNIST._replace(releases=0)
     fitting = affordable_releases((), kind, POISSON, 1e-5, 1.0, wanted=5000, accountant="rdp")
-    at = [epsilon((MNIST._replace(releases=n),), POISSON, 1e-5, "rdp") for n in (fitting, fitting + 1)]
+    at = [
+        epsilon((MNIST._replace(releases=n),), POISSON, 1e-5, "rdp") for n in (fitting, fitting + 1)
+    ]
     assert at[0] <= 1.0 < at[1]
 
 
@@ -107,7 +109,5 @@ def test_affordable_releases_counts_what_was_spent_before():
     kind = MNIST._replace(releases=0)
     options = {"wanted": 5000, "accountant": "rdp"}
     fresh = affordable_releases((), kind, POISSON, 1e-5, 1.0, **options)
-    rest = affordable_releases(
-        (MNIST._replace(releases=400),), kind, POISSON, 1e-5, 1.0, **options
-    )
+    rest = affordable_releases((MNIST._replace(releases=400),), kind, POISSON, 1e-5, 1.0, **options)
     assert rest == fresh - 400

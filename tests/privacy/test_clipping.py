@@ -25,9 +25,7 @@ def _norm(sums):
 
 
 @pytest.mark.parametrize("l2_norm_clip", [1e-3, 0.5, 1e3])
-def test_one_example_never_contributes_more_than_the_bound(
-    private_model, tiny_data, l2_norm_clip
-):
+def test_one_example_never_contributes_more_than_the_bound(private_model, tiny_data, l2_norm_clip):
     x, y = tiny_data
     model = private_model(l2_norm_clip=l2_norm_clip)
     for i in range(4):
@@ -55,7 +53,8 @@ def test_sample_weights_act_before_clipping(private_model, tiny_data, per_exampl
     model = private_model()
     loop = per_example_loop(model, x, y, weights)
     clip = float(np.median(loop.norms))
-    for expected, actual in zip(loop.clipped_sum(clip), _sums(model, x, y, weights, clip)):
+    sums = _sums(model, x, y, weights, clip)
+    for expected, actual in zip(loop.clipped_sum(clip), sums, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
@@ -66,7 +65,7 @@ def test_example_without_finite_gradient_counts_as_zero(private_model, tiny_data
     spoiled = x.copy()
     spoiled[4] = bad
     expected = _sums(model, np.delete(x, 4, 0), np.delete(y, 4))
-    for left, right in zip(_sums(model, spoiled, y), expected):
+    for left, right in zip(_sums(model, spoiled, y), expected, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-5)
 
 
@@ -80,7 +79,8 @@ def test_non_finite_image_leaves_its_neighbours_alone():
     labels = np.array([0, 1, 2])
     spoiled = images.copy()
     spoiled[1, 2, 2] = np.nan
-    for left, right in zip(_sums(model, spoiled, labels), _sums(model, images[::2], labels[::2])):
+    expected = _sums(model, images[::2], labels[::2])
+    for left, right in zip(_sums(model, spoiled, labels), expected, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-5)
 
 
@@ -101,11 +101,18 @@ def test_dict_inputs_and_several_outputs_equal_per_example_loop(per_example_loop
         loss_weights={"kind": 1.0, "size": 0.3},
     )
     generator = np.random.default_rng(0)
-    x = {name: generator.normal(size=(6, n)).astype("float32") for name, n in (("left", 3), ("right", 4))}
-    y = {"kind": generator.integers(0, 3, 6), "size": generator.normal(size=(6, 1)).astype("float32")}
+    x = {
+        name: generator.normal(size=(6, n)).astype("float32")
+        for name, n in (("left", 3), ("right", 4))
+    }
+    y = {
+        "kind": generator.integers(0, 3, 6),
+        "size": generator.normal(size=(6, 1)).astype("float32"),
+    }
     loop = per_example_loop(model, x, y)
     clip = float(np.median(loop.norms))
-    for expected, actual in zip(loop.clipped_sum(clip), _sums(model, x, y, l2_norm_clip=clip)):
+    sums = _sums(model, x, y, l2_norm_clip=clip)
+    for expected, actual in zip(loop.clipped_sum(clip), sums, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
@@ -118,7 +125,7 @@ def test_summed_loss_equals_averaged_loss(tiny_data):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
         model.compile("sgd", loss)
         results.append(_sums(model, x, y))
-    for left, right in zip(*results):
+    for left, right in zip(*results, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5)
 
 
@@ -134,6 +141,6 @@ def test_mixed_precision_stays_close_to_float32(tiny_data, policy):
         model.set_weights(weights)
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         results.append(_sums(model, x, y, l2_norm_clip=0.5))
-    for exact, mixed in zip(*results):
+    for exact, mixed in zip(*results, strict=True):
         assert mixed.dtype == "float32"
         np.testing.assert_allclose(mixed, exact, atol=0.02 * _norm([exact]) + 0.01)

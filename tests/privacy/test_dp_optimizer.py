@@ -59,7 +59,7 @@ def test_accumulated_steps_equal_one_step_on_the_joined_batch(private_model, tin
         )
         model.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0)
         weights.append(model.get_weights())
-    for left, right in zip(*weights):
+    for left, right in zip(*weights, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-6)
 
 
@@ -87,7 +87,7 @@ def test_two_replicas_train_as_one_does_without_noise(mirrored_strategy, tiny_da
             )
         history = model.fit(x, y, batch_size=6, shuffle=False, verbose=0)
         weights.append([*model.get_weights(), np.array(history.history["loss"])])
-    for left, right in zip(*weights):
+    for left, right in zip(*weights, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-5)
 
 
@@ -127,8 +127,8 @@ def test_divisor_is_the_expected_batch_size_also_for_a_short_last_batch(private_
         )
         before = model.get_weights()
         model.fit(x, y, batch_size=8, shuffle=False, verbose=0)  # batches of 8 and 4
-        updates.append([a - b for a, b in zip(model.get_weights(), before)])
-    for automatic, given in zip(updates[0], updates[1]):
+        updates.append([a - b for a, b in zip(model.get_weights(), before, strict=True)])
+    for automatic, given in zip(updates[0], updates[1], strict=True):
         np.testing.assert_allclose(automatic, given)
     assert np.linalg.norm(updates[2][0]) < 0.5 * np.linalg.norm(updates[1][0])
 
@@ -153,7 +153,7 @@ def test_plain_model_never_trains_without_privacy(tiny_data):
     before = model.get_weights()
     with pytest.raises(NotPrivateError, match=r"ms\.DPMixin"):
         model.fit(*tiny_data, verbose=0)
-    for left, right in zip(before, model.get_weights()):
+    for left, right in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(left, right)
 
 

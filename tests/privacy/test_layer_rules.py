@@ -36,7 +36,10 @@ CASES = {
         lambda: [layers.Conv2D(16, 1), layers.Conv2D(5, (2, 3), dilation_rate=(3, 2))],
     ),
     "conv2d_grouped": (IMAGE, lambda: [layers.Conv2D(6, 3, groups=3)]),
-    "conv2d_activation_layer": (IMAGE, lambda: [layers.Conv2D(4, 3, activation=layers.LeakyReLU())]),
+    "conv2d_activation_layer": (
+        IMAGE,
+        lambda: [layers.Conv2D(4, 3, activation=layers.LeakyReLU())],
+    ),
     "conv1d": (SEQUENCE, lambda: [layers.Conv1D(5, 3)]),
     "depthwise": (IMAGE, lambda: [layers.DepthwiseConv2D(3)]),
     "transposed": (IMAGE, lambda: [layers.Conv2DTranspose(3, 2)]),
@@ -160,7 +163,12 @@ def test_dense_and_conv2d_have_rules_of_their_own():
     assert isinstance(find_rule(convolution, FallbackRule()), Conv2DRule)
 
 
-@given(data=st.data(), positions=st.integers(1, 9), rows=st.integers(1, 12), columns=st.integers(1, 12))
+@given(
+    data=st.data(),
+    positions=st.integers(1, 9),
+    rows=st.integers(1, 12),
+    columns=st.integers(1, 12),
+)
 @settings(deadline=None, max_examples=40)
 def test_linear_norms_and_sums_equal_numpy_whichever_way_is_taken(data, positions, rows, columns):
     numbers = st.floats(-4, 4, width=32)

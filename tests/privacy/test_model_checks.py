@@ -30,7 +30,7 @@ def _functional(*hidden, shape=(4,)):
 
 
 def test_batch_normalization_is_refused_at_compile():
-    with pytest.raises(UnsupportedModelError, match="'norm'.*GroupNormalization"):
+    with pytest.raises(UnsupportedModelError, match=r"'norm'.*GroupNormalization"):
         _compile(_functional(layers.BatchNormalization(name="norm")))
 
 

@@ -83,7 +83,7 @@ def test_training_that_cannot_afford_one_step_does_not_begin(private_model, tiny
     before = model.get_weights()
     with pytest.raises(PrivacyBudgetExceeded, match=r"max_epsilon=0\.01"):
         _fit(model, tiny_data, ms.PrivacyBudget(delta=1e-3, max_epsilon=0.01))
-    for left, right in zip(before, model.get_weights()):
+    for left, right in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(left, right)
 
 
@@ -115,7 +115,7 @@ def test_epochs_that_share_a_release_are_refused(private_model, tiny_data):
         _fit(model, tiny_data, ms.PrivacyBudget(delta=1e-3))
 
 
-def test_unknown_length_of_an_epoch_is_said_and_counted_against_the_figure(private_model, tiny_data):
+def test_unknown_length_of_an_epoch_counts_against_the_figure(private_model, tiny_data):
     def batches():
         for start in range(0, 12, 4):
             yield tuple(part[start : start + 4] for part in tiny_data)

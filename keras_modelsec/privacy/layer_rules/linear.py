@@ -1,8 +1,8 @@
 """Per-example gradients of `outputs = positions @ kernel + bias`, which Dense and Conv2D share.
 
-An example has T positions (1 for a Dense on vectors, the steps of a sequence, the output pixels of a
-convolution), each a row of K inputs and P output gradients. Its kernel gradient is the K x P matrix
-`inputs^T @ gradients`.
+An example has T positions (1 for a Dense on vectors, the steps of a sequence, the output pixels of
+a convolution), each a row of K inputs and P output gradients. Its kernel gradient is the K x P
+matrix `inputs^T @ gradients`.
 """
 
 from collections.abc import Callable

@@ -40,10 +40,10 @@ class PerExample(NamedTuple):
     Attributes:
         squared_norms: float32 tensor of shape `(batch,)`: the squared L2 norm of each example's
             gradient with respect to all trainable weights of the layer together.
-        weighted_sums: `weighted_sums(weights, keep)` returns, per trainable weight of the layer, the
-            sum over the batch of `weights[i]` times the gradient of example i, as float32.
-            `weights` has shape `(batch,)`; `keep` is None, or a boolean `(batch,)` that is False for
-            examples whose values are not finite and must not be touched, not even times zero.
+        weighted_sums: `weighted_sums(weights, keep)` returns, per trainable weight of the layer,
+            the sum over the batch of `weights[i]` times the gradient of example i, as float32.
+            `weights` has shape `(batch,)`; `keep` is None, or a boolean `(batch,)` that is False
+            for examples whose values are not finite and must not be touched, not even times zero.
     """
 
     squared_norms: Tensor
