@@ -57,8 +57,14 @@ def find_units(model: keras.Model) -> list[Unit]:
     """The units of `model`, which together own every trainable weight exactly once.
 
     Raises:
-        UnsupportedModelError: If the model owns weights directly, or two layers share one.
+        UnsupportedModelError: If the model is not built or owns weights directly, or two layers
+            share one.
     """
+    if not model.built:
+        raise UnsupportedModelError(
+            f"A model must be built before its layers are known. Received: {model.name!r}. "
+            "Call it on a batch of data first."
+        )
     units: list[Unit] = []
     visited: set[int] = set()
     _collect(model, model, units, visited)

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_modelsec._core import keras_internals as internals
 from keras_modelsec._core.train_step import TrainStepOwner
 from keras_modelsec.privacy.capture import find_units
 from keras_modelsec.privacy.clipping import clipped_gradients
@@ -66,5 +67,6 @@ class DPMixin(TrainStepOwner):
         optimizer = model.optimizer
         if not isinstance(optimizer, DPOptimizer):
             return super().compute_gradients(x, y, sample_weight)
+        internals.build_for_training(model, x, y, sample_weight)
         check_examples_are_independent(model, x)
         return clipped_gradients(model, x, y, sample_weight, optimizer.l2_norm_clip)

@@ -242,6 +242,17 @@ def test_penalties_are_not_drowned_by_clipping_or_noise():
     assert ms.verify_watermark(model, key).log10_p < -8
 
 
+def test_unbuilt_subclassed_model_trains_privately_from_its_first_step():
+    model = _subclassed(ms.DPMixin, keras.Model)
+    model.compile(ms.DPOptimizer("sgd", l2_norm_clip=1.0, noise_multiplier=0.0), LOSS)
+    reference = _functional(ms.SecureModel)
+    reference.compile(ms.DPOptimizer("sgd", l2_norm_clip=1.0, noise_multiplier=0.0), LOSS)
+    for either in (model, reference):
+        _fit(either, epochs=1)
+    for left, right in zip(model.get_weights(), reference.get_weights(), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+
+
 def test_plain_model_with_a_dp_optimizer_never_trains():
     model = _functional(keras.Model)
     model.compile(ms.DPOptimizer("sgd", l2_norm_clip=1.0, noise_multiplier=1.0), LOSS)
