@@ -66,11 +66,11 @@ def test_epsilon_of_passes_over_the_data_is_the_same(setting):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_epsilon_is_within_a_hundredth_of_the_older_function(setting):
+def test_epsilon_is_within_two_hundredths_of_the_older_function(setting):
     """`compute_dp_sgd_privacy` tries fewer RDP orders, so that it may lie a little above."""
     older, _ = theirs.compute_dp_sgd_privacy(*setting)
     ours = epsilon(setting, "rdp", poisson=True)
-    assert older * 0.99 <= ours <= older * (1 + 1e-9)
+    assert older * 0.98 <= ours <= older * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
