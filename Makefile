@@ -6,6 +6,7 @@ INTEROP_VENV ?= .venv-interop
 DATA ?=
 OUTPUT ?= demo-output
 PYTEST_ARGS ?=
+BENCHMARKS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -22,7 +23,7 @@ help:
 	@echo "make test-fast     the same without the slow ones"
 	@echo "make test-interop  parity with tensorflow-privacy, in an environment of its own (Python 3.11)"
 	@echo "make lint types    ruff and mypy, as CI runs them;  make format  repairs what ruff can"
-	@echo "make bench         the README's figures, as JSON"
+	@echo "make bench         the README's figures, as JSON (BENCHMARKS=\"dp_step signing\" for some)"
 	@echo "make hooks         run lint and types before every git commit"
 	@echo "make lock          pin the newest versions that fit pyproject.toml"
 
@@ -72,7 +73,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	@$(BIN)/python benchmarks/run_all.py $(if $(DATA),--data $(DATA))
+	@$(BIN)/python benchmarks/run_all.py $(BENCHMARKS)
 
 hooks: $(READY)
 	$(BIN)/pre-commit install

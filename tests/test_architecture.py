@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pathlib
+import re
 
 import pytest
 
@@ -152,3 +153,11 @@ def test_file_says_what_it_owns_keeps_its_length_and_asserts_nothing(path):
     assert ast.get_docstring(parsed)
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
     assert not [node.lineno for node in ast.walk(parsed) if isinstance(node, ast.Assert)]
+
+
+def test_every_decision_is_in_the_index():
+    folder = ROOT.parent / "docs" / "adr"
+    pages = sorted(path.name for path in folder.glob("[0-9]*.md"))
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    assert pages
+    assert re.findall(r"\]\(([^)]+)\)", index) == pages
