@@ -64,7 +64,8 @@ class TamperedModelError(SignatureError):
 
     def _details(self) -> list[str]:
         changed = [
-            f"{file.name!r} (expected sha256 {file.expected}, actual {file.actual})"
+            f"{'the file' if file.name == '.' else repr(file.name)} "
+            f"(expected sha256 {file.expected}, actual {file.actual})"
             for file in self.changed
         ]
         parts = (

@@ -1,5 +1,7 @@
 """The parts of the backend seam that attacks stand on."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -32,6 +34,20 @@ def test_compiled_for_batches_is_traced_once_for_every_batch_size():
     for size in (1, 3, 7):
         assert compiled({"a": tf.ones((size, 2))}, tf.constant(2.0))["a"].shape == (size, 2)
     assert len(traces) == 1
+
+
+def test_one_function_compiled_for_many_models_is_not_reported_as_compiled_too_often():
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    tf.get_logger().addHandler(handler)
+    try:
+        for factor in range(12):
+            compiled = backend.compile_for_batches(lambda x, f=factor: f * x, [tf.zeros((3,))])
+            compiled(tf.zeros((3,)))
+    finally:
+        tf.get_logger().removeHandler(handler)
+    assert not [message for message in messages if "retracing" in message]
 
 
 @pytest.mark.parametrize("traced", [False, True])

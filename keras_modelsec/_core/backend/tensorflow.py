@@ -1,6 +1,7 @@
 """The only file of the package that imports TensorFlow."""
 
 import concurrent.futures
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -162,6 +163,9 @@ def compile_for_batches(
         lambda leaf: tf.TensorSpec([None, *leaf.shape[1:]] if leaf.shape.rank else [], leaf.dtype),
         list(examples),
     )
+    # TensorFlow tells functions apart by their code, and would take the same attack on several
+    # models for one function that it compiles too often. A partial has no code of its own.
+    fn = functools.partial(fn)
     return tf.function(fn, input_signature=signature, autograph=False, jit_compile=jit_compile)
 
 
