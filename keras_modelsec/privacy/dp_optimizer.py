@@ -16,6 +16,8 @@ from keras_modelsec.privacy.ledger import Ledger, Run
 
 Tensor = Any
 
+_BASE_VARIABLES = 2  # Keras's own, before the ledger's: the iteration and the learning rate
+
 
 @register
 class DPOptimizer(keras.optimizers.Optimizer):
@@ -248,8 +250,11 @@ class DPOptimizer(keras.optimizers.Optimizer):
         """Restores the state, and with it what was spent, or raises.
 
         Keras only warns when an optimizer's state does not fit; the spent budget would be lost.
+        State saved before the first step may not fit, since it had no slots for the weights yet.
         """
         if len(store.keys()) != len(self.variables):
+            if self.ledger.is_unspent(store, first=_BASE_VARIABLES):
+                return
             raise NotPrivateError(
                 "The saved state of DPOptimizer must fit, since it holds what privacy was spent. "
                 f"Received: {len(store.keys())} saved values for {len(self.variables)} variables."

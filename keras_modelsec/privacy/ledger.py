@@ -50,6 +50,17 @@ class Ledger:
             aggregation="only_first_replica",
         )
 
+    def is_unspent(self, store: Any, first: int) -> bool:
+        """Whether an optimizer's saved state, in which the ledger starts at `first`, spent nothing.
+
+        False also where the ledger cannot be found in it.
+        """
+        ledger = (self.releases, self.batch_size, self._run_start, self._rows)
+        saved = [store[str(i)] for i in range(first, first + 4) if str(i) in store.keys()]  # noqa: SIM118
+        return [np.shape(value) for value in saved] == [tuple(v.shape) for v in ledger] and not any(
+            np.any(value) for value in saved
+        )
+
     def nominal_batch_size(self) -> float:
         """Examples per batch: as recorded, else as in the last closed run, else 1."""
         recorded = int(np.asarray(self.batch_size))

@@ -201,6 +201,15 @@ def test_saved_model_remembers_what_it_spent_and_trains_on(tmp_path, private_mod
     assert loaded.optimizer.release_count == 9
 
 
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer 'adam'")
+def test_model_saved_before_its_first_step_loads(tmp_path, private_model, tiny_data):
+    model = private_model("adam")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded.fit(*tiny_data, batch_size=4, verbose=0)
+    assert loaded.optimizer.release_count == 3
+
+
 def test_state_that_does_not_fit_raises_instead_of_forgetting(private_model, tiny_data):
     model = private_model("sgd")
     model.fit(*tiny_data, verbose=0)
