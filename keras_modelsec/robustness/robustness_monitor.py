@@ -127,7 +127,8 @@ class RobustnessMonitor(keras.callbacks.Callback):
             )
             if self._log is not None:
                 tag = f"adversarial_examples/{attack.name}"
-                texts[tag] = self._table(clean, attacked)
+                # Under a tag of its own: TensorBoard shows neither of two kinds that share one.
+                texts[f"adversarial_predictions/{attack.name}"] = self._table(clean, attacked)
                 images.update(self._images(tag, attack, found, clean, attacked))
         self._results = results
         if self._log is not None:
