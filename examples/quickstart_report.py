@@ -127,15 +127,17 @@ def _notes(results: dict[str, Any]) -> list[str]:
         f"bit error rate {secured['watermark_bit_error_rate']:g}.",
         f"Byte {tampered['flipped_byte']} flipped: {tampered['error']}: {tampered['message']}",
     ]
-    return [line for text in paragraphs for line in textwrap.wrap(text, 88)]
+    unbroken = {"break_on_hyphens": False, "break_long_words": False}
+    return [line for text in paragraphs for line in textwrap.wrap(text, 88, **unbroken)]
 
 
-def draw_figure(setup: Setup, plain: keras.Model, secured: keras.Model) -> None:
+def draw_figure(
+    setup: Setup, plain: keras.Model, secured: keras.Model, attack: ms.attacks.Attack
+) -> None:
     """The first test image of each class, clean and attacked, with each model's prediction."""
     data = setup.data
     chosen = [np.flatnonzero(data.y_test == c)[0] for c in np.unique(data.y_test)]
     x, y = data.x_test[chosen], data.y_test[chosen]
-    attack = ms.attacks.PGD(setup.settings.epsilon, steps=40, restarts=5, seed=0)
     rows = []
     for name, model in (("plain", plain), ("secured", secured)):
         for kind, images in (("clean", x), ("attacked", attack(model, x, y))):
@@ -154,9 +156,9 @@ def draw_figure(setup: Setup, plain: keras.Model, secured: keras.Model) -> None:
             axis.set_title(str(predicted), color=colour, fontsize=14, fontweight="bold", pad=3)
             axis.set_axis_off()
     figure.suptitle(
-        f"Predictions over each digit, green if right: PGD of 40 steps moves each pixel by at most "
-        f"{setup.settings.epsilon:g}",
-        fontsize=12,
+        f"Predictions over each digit, green if right. PGD of {attack.steps} steps moves each "
+        f"pixel by at most {attack.epsilon:g} of the grey scale.",
+        fontsize=11,
     )
     figure.subplots_adjust(left=0.13, right=0.99, top=0.88, bottom=0.01, wspace=0.08, hspace=0.32)
     figure.savefig(setup.output / "quickstart.png", dpi=110)

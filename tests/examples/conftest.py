@@ -1,0 +1,47 @@
+"""Runs an example as a user does: in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def start_example(tmp_path):
+    """Returns `start(name, *arguments)`, which gives back the running process."""
+
+    def start(name, *arguments):
+        environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+        environment["PYTHONUNBUFFERED"] = "1"
+        path = [str(ROOT), environment.get("PYTHONPATH")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+
+    return start
+
+
+@pytest.fixture
+def run_example(start_example):
+    """Returns `run(name, *arguments)`, which gives back the finished process."""
+
+    def run(name, *arguments):
+        with start_example(name, *arguments) as process:
+            try:
+                out, err = process.communicate(timeout=600)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run

@@ -1,0 +1,54 @@
+"""Each domain's example runs, says what it promises, and says nothing on standard error."""
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_adversarial_training_example_hardens_the_model(run_example, tmp_path):
+    done = run_example("adversarial_training", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = re.findall(r"^(plain|hardened) +(clean|pgd_linf) +(\d\.\d+)", done.stdout, re.M)
+    accuracy = {(model, attack): float(value) for model, attack, value in found}
+    assert accuracy["hardened", "clean"] > 0.85
+    assert accuracy["hardened", "pgd_linf"] > accuracy["plain", "pgd_linf"] + 0.1
+    assert re.search(r"hardened-\d\d-0\.\d\d\.keras", " ".join(p.name for p in tmp_path.iterdir()))
+
+
+def test_private_training_example_stops_in_time_and_remembers(run_example):
+    done = run_example("private_training")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    spent = float(re.search(r"^\(([\d.]+), 1e-05\)-differential privacy", done.stdout, re.M)[1])
+    assert 3.5 < spent <= 4.0
+    accuracy = float(re.findall(r"val_accuracy: ([\d.]+)", done.stdout)[-1])
+    assert accuracy > 0.8
+    assert f"of which {spent:.4g} is spent" in done.stdout
+
+
+def test_signing_example_refuses_strangers_and_changes(run_example, tmp_path):
+    done = run_example("signing", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "With another key: UntrustedKeyError" in done.stdout
+    assert "With one bit flipped: TamperedModelError" in done.stdout
+
+
+def test_watermark_example_reads_the_mark_from_a_stolen_model(run_example):
+    done = run_example("watermark")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = {
+        what.strip(): (float(log10_p), evidence == "True")
+        for what, log10_p, evidence in re.findall(
+            r"^(.{24}) accuracy .*log10 p +(-?[\d.]+), .*evidence: (\w+)$", done.stdout, re.M
+        )
+    }
+    assert lines["before marking"][0] > -6
+    assert lines["... read with other key"][0] > -6
+    assert not lines["before marking"][1]
+    for what in ("marked", "trained on with the mark", "stolen, fine-tuned", "stolen, half pruned"):
+        assert lines[what][1], what
