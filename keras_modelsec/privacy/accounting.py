@@ -52,7 +52,8 @@ class PoissonSampling:
         return float(_compose(accounting, events).get_epsilon(delta))
 
     def _event(self, run: Run) -> dp_accounting.DpEvent:
-        probability = min(1.0, self.probability * run.batch_size / self.batch_size)
+        scaled = min(1.0, self.probability * run.batch_size / self.batch_size)
+        probability = max(run.sampling_probability, scaled)
         one = dp_accounting.PoissonSampledDpEvent(
             probability, dp_accounting.GaussianDpEvent(run.noise_multiplier)
         )
@@ -64,7 +65,7 @@ class Passes:
     """Each example enters exactly one batch of every pass over the data; no amplification.
 
     Attributes:
-        steps: Batches in a pass, as `fit` counts them, or None.
+        steps: Batches in a pass, as `fit` counts them, for runs that do not say it, or None.
         batch_size: The batch size `steps` was counted with.
         examples: Examples in a pass, or None. With neither, every release is taken to hold the
             example, once for each batch accumulated in it.
@@ -74,10 +75,10 @@ class Passes:
     batch_size: float
     examples: int | None = None
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the length of a pass is known."""
-        return self.steps is not None or self.examples is not None
+    def is_known(self, run: Run) -> bool:
+        """Whether the length of this run's passes is known."""
+        known = run.steps > 0 or self.steps is not None or self.examples is not None
+        return known and run.steps >= 0
 
     def epsilon(self, runs: Sequence[Run], delta: float, accountant: str) -> float:
         """What the runs cost: Gaussians compose to one Gaussian exactly, whatever the accountant.
@@ -85,26 +86,35 @@ class Passes:
         Reference: Dong et al., "Gaussian Differential Privacy", arXiv:1905.02383; Balle and Wang,
         arXiv:1805.06530 (the analytic Gaussian mechanism).
         """
-        squared = sum(self._participations(run) / self._noise(run) ** 2 for run in runs)
+        squared = sum(self._squared_influence(run) / run.noise_multiplier**2 for run in runs)
         return float(dp_accounting.get_epsilon_gaussian(squared**-0.5, delta))
 
-    def _noise(self, run: Run) -> float:
-        return run.noise_multiplier / (1 if self.is_known else run.micro_batches)
+    def _squared_influence(self, run: Run) -> float:
+        """One example's squared influence on all releases of these runs, over the squared clip.
 
-    def _participations(self, run: Run) -> float:
-        """How many releases of these runs may hold one example."""
-        if not self.is_known:
-            return run.releases * run.runs
-        releases_per_pass = max(1, self._batches(run) // int(run.micro_batches))
-        return math.ceil(run.releases / releases_per_pass) * run.runs
+        An example that is in a release k times moves it by k clipping norms. Where a release never
+        spans two passes k is 1; else the sum of k^2 is at most the largest k times the sum of k.
+        """
+        micro_batches = int(run.micro_batches)
+        if not self.is_known(run):
+            return run.releases * run.runs * micro_batches**2
+        batches = self._batches(run)
+        passes = math.ceil(run.releases * micro_batches / batches)
+        aligned = micro_batches == 1 or (
+            batches % micro_batches == 0 and batches == (run.steps or self.steps)
+        )
+        most = 1 if aligned else min(micro_batches, math.ceil(micro_batches / batches) + 1)
+        return min(passes * most, run.releases * micro_batches**2) * run.runs
 
     def _batches(self, run: Run) -> int:
         """Batches in a pass of this run, rounded down where it is not certain."""
         batch_size = run.batch_size / run.micro_batches
-        if self.steps is not None and batch_size == self.batch_size:
+        steps = int(run.steps) or (self.steps if batch_size == self.batch_size else None)
+        batch_size = run.largest_batch or batch_size
+        if steps:
             most = math.inf if self.examples is None else math.ceil(self.examples / batch_size)
-            if self.steps <= most:
-                return self.steps
+            if steps <= most:
+                return steps
         fewest = self.examples
         if fewest is None:
             fewest = int(((self.steps or 1) - 1) * self.batch_size) + 1

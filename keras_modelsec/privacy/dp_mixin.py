@@ -1,5 +1,6 @@
 """The mixin that makes a model's train step private when it has a `DPOptimizer`."""
 
+import weakref
 from typing import Any
 
 import keras
@@ -12,6 +13,9 @@ from keras_modelsec.privacy.dp_optimizer import DPOptimizer
 from keras_modelsec.privacy.errors import NotPrivateError
 from keras_modelsec.privacy.independence import check_examples_are_independent
 from keras_modelsec.privacy.model_checks import check_model
+
+# Kept while the model is compiled without privacy in between, to evaluate it for instance.
+_LAST_PRIVATE: "weakref.WeakKeyDictionary[keras.Model, DPOptimizer]" = weakref.WeakKeyDictionary()
 
 
 class DPMixin(TrainStepOwner):
@@ -32,12 +36,12 @@ class DPMixin(TrainStepOwner):
         """As `keras.Model.compile`; a model that cannot be trained privately is refused here.
 
         Compiling again with another `DPOptimizer` keeps what was spent: it was spent on the
-        weights.
+        weights. So does compiling without one in between.
         """
         model: Any = self
         if not isinstance(optimizer, str):
             optimizer = keras.optimizers.get(optimizer)
-        previous = getattr(model, "optimizer", None)
+        previous = _LAST_PRIVATE.get(model)
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and isinstance(
             optimizer.inner_optimizer, DPOptimizer
         ):
@@ -51,14 +55,17 @@ class DPMixin(TrainStepOwner):
                 check_model(model)
                 find_units(model)
         super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
-        if isinstance(optimizer, DPOptimizer) and isinstance(previous, DPOptimizer):
+        if isinstance(optimizer, DPOptimizer) and previous is not None:
             optimizer.inherit_spending(previous)
+        if isinstance(optimizer, DPOptimizer):
+            _LAST_PRIVATE[model] = optimizer
 
     def make_train_function(self, force: bool = False) -> Any:
         """Called by Keras as each `fit` begins, which may start the data over."""
         optimizer = getattr(self, "optimizer", None)
         if isinstance(optimizer, DPOptimizer):
-            optimizer.begin_run()
+            history = getattr(self, "history", None)
+            optimizer.begin_run((getattr(history, "params", None) or {}).get("steps"))
         return super().make_train_function(force)  # type: ignore[misc]
 
     def compute_gradients(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any]:

@@ -16,6 +16,8 @@ from keras_modelsec.privacy.ledger import Ledger, Run
 
 Tensor = Any
 
+_FIXED = ("l2_norm_clip", "noise_multiplier", "expected_batch_size", "micro_batches")
+
 _BASE_VARIABLES = 2  # Keras's own, before the ledger's: the iteration and the learning rate
 
 
@@ -114,6 +116,16 @@ class DPOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer.build(variables)
         super().build(variables)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses a change to what a compiled step was traced with, and goes on using."""
+        if name in _FIXED and name in self.__dict__:
+            raise AttributeError(
+                f"`{name}` of a DPOptimizer cannot be changed: the compiled step would go on with "
+                f"the old value. Received: {name}={value!r}. Call `model.compile` with a new "
+                "DPOptimizer, which keeps what was spent."
+            )
+        super().__setattr__(name, value)
+
     @property
     def variables(self) -> list[keras.Variable]:
         """The state, the inner optimizer's included."""
@@ -167,12 +179,11 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
     def _record_batch_size(self, replica_batch_size: Tensor) -> None:
         """Fixes the divisor with the first batch, unless it was given."""
-        if self.expected_batch_size is None:
-            batch_size = ops.cast(replica_batch_size * backend.replica_count(), "int64")
-        else:
-            batch_size = ops.cast(self.expected_batch_size, "int64")
-        recorded = self.ledger.batch_size
-        recorded.assign(ops.where(recorded > 0, recorded.value, batch_size))
+        examples = ops.cast(replica_batch_size * backend.replica_count(), "int64")
+        divisor = examples
+        if self.expected_batch_size is not None:
+            divisor = ops.cast(self.expected_batch_size, "int64")
+        self.ledger.record_batch(divisor, examples)
 
     def _accumulate(self, present: Sequence[tuple[Tensor, Tensor, keras.Variable]]) -> None:
         if backend.replica_count() > 1:
@@ -207,18 +218,26 @@ class DPOptimizer(keras.optimizers.Optimizer):
         divisor = ops.cast(self.ledger.batch_size, "float32") * (self.micro_batches or 1)
         gradients = []
         for total, penalty, variable in zip(sums, penalties, variables, strict=True):
-            if stddev > 0 and self._noise is not None:
+            if stddev > 0:
+                if self._noise is None:
+                    raise NotPrivateError("DPOptimizer must be built before it can add noise.")
                 total = total + self._noise.normal(variable.shape, stddev)
             gradient = total / divisor
             if penalty is not None:
                 gradient = gradient + ops.cast(penalty, "float32") / replicas
             gradients.append(ops.cast(gradient, variable.dtype))
-        self.ledger.releases.assign_add(1)
+        self.ledger.record_release(self.noise_multiplier, self.micro_batches or 1)
         self.inner_optimizer.apply(gradients, variables)
 
-    def begin_run(self) -> None:
-        """Closes the previous `fit` in the ledger; each may start the data over."""
+    def begin_run(self, steps: int | None = None) -> None:
+        """Closes the previous `fit` in the ledger; each may start the data over.
+
+        Args:
+            steps: Batches in a pass over the data, or None if that is not known.
+        """
         self.ledger.close_run(self.noise_multiplier, self.micro_batches or 1)
+        half_done = self.micro_batches and int(np.asarray(self._iterations)) % self.micro_batches
+        self.ledger.open_run(-1 if half_done else steps or 0)
 
     def runs(self, *, with_current: bool = False) -> list[Run]:
         """What was released so far; the current `fit` last, and also if empty on request."""
@@ -260,6 +279,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 f"Received: {len(store.keys())} saved values for {len(self.variables)} variables."
             )
         super().load_own_variables(store)
+        # What comes next may start the data over, and with another noise multiplier.
+        self.begin_run()
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; never the seed, which would reveal the noise."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+from keras import ops
 
 _ROWS = 32
 
@@ -21,6 +22,10 @@ class Run(NamedTuple):
         releases: Noisy releases in one run (one call of `fit`).
         runs: How many runs of this length there were; each may have started the data over.
         micro_batches: Batches per release.
+        steps: Batches in a pass over the data, as this run's `fit` counted them; 0 if that is not
+            known, and -1 if a release may hold one example once for each of its batches.
+        sampling_probability: Of an example to be in a release, as the caller said; 0 if not said.
+        largest_batch: The most examples that a batch really had; 0 if not known.
     """
 
     noise_multiplier: float
@@ -28,6 +33,9 @@ class Run(NamedTuple):
     releases: float
     runs: float
     micro_batches: float
+    steps: float = 0.0
+    sampling_probability: float = 0.0
+    largest_batch: float = 0.0
 
 
 class Ledger:
@@ -49,6 +57,15 @@ class Ledger:
             dtype="float64",
             aggregation="only_first_replica",
         )
+        self._steps = add_variable(name="steps_per_pass", **scalar)
+        self._largest_batch = add_variable(name="largest_batch", **scalar)
+        # What the open run was made with: whoever loads the state may have set something else.
+        self._kind = add_variable(
+            name="noise_multiplier_micro_batches_and_sampling_probability",
+            shape=(3,),
+            dtype="float64",
+            aggregation="only_first_replica",
+        )
 
     def is_unspent(self, store: Any, first: int) -> bool:
         """Whether an optimizer's saved state, in which the ledger starts at `first`, spent nothing.
@@ -60,6 +77,35 @@ class Ledger:
         return [np.shape(value) for value in saved] == [tuple(v.shape) for v in ledger] and not any(
             np.any(value) for value in saved
         )
+
+    def record_batch(self, divisor: Any, examples: Any) -> None:
+        """Inside a step: fixes the divisor if it is not yet, and notes the size of a batch."""
+        self.batch_size.assign(ops.where(self.batch_size > 0, self.batch_size.value, divisor))
+        self._largest_batch.assign(ops.maximum(self._largest_batch.value, examples))
+
+    def record_release(self, noise_multiplier: float, micro_batches: int) -> None:
+        """Inside a step: one more release, of this kind."""
+        self.releases.assign_add(1)
+        kind = ops.stack(
+            [
+                ops.cast(noise_multiplier, "float64"),
+                ops.cast(micro_batches, "float64"),
+                self._kind.value[2],
+            ]
+        )
+        self._kind.assign(kind)
+
+    def open_run(self, steps: int) -> None:
+        """Says how many batches the passes of the run to come have (see `Run.steps`)."""
+        self._steps.assign(steps)
+        self._largest_batch.assign(0)
+        self._kind.assign(np.zeros(3))
+
+    def assume_sampling(self, probability: float) -> None:
+        """Notes how the open run's batches are said to be drawn."""
+        kind = np.array(self._kind)
+        kind[2] = max(kind[2], probability)
+        self._kind.assign(kind)
 
     def nominal_batch_size(self) -> float:
         """Examples per batch: as recorded, else as in the last closed run, else 1."""
@@ -92,8 +138,19 @@ class Ledger:
 
     def _current(self, noise_multiplier: float, micro_batches: int) -> Run:
         releases = int(np.asarray(self.releases)) - int(np.asarray(self._run_start))
-        batch_size = self.nominal_batch_size() * micro_batches
-        return Run(noise_multiplier, batch_size, float(releases), 1.0, float(micro_batches))
+        *kind, probability = map(float, np.asarray(self._kind))
+        if releases > 0 and kind[1] > 0:
+            noise_multiplier, micro_batches = kind[0], int(kind[1])
+        return Run(
+            noise_multiplier,
+            self.nominal_batch_size() * micro_batches,
+            float(releases),
+            1.0,
+            float(micro_batches),
+            float(np.asarray(self._steps)),
+            probability,
+            float(np.asarray(self._largest_batch)),
+        )
 
     def _write(self, runs: Iterable[Run]) -> None:
         rows = np.zeros((_ROWS, len(Run._fields)))
@@ -114,7 +171,13 @@ def merge_runs(runs: Iterable[Run], limit: int = _ROWS) -> list[Run]:
     merged = _add_up(runs, lambda run: run)
     if len(merged) > limit:
         merged = _add_up(
-            merged, lambda run: run._replace(releases=1.0, runs=run.releases * run.runs)
+            merged,
+            lambda run: run._replace(
+                releases=1.0,
+                runs=run.releases * run.runs,
+                steps=0.0 if run.micro_batches == 1 else -1.0,
+                largest_batch=0.0,
+            ),
         )
     if len(merged) > limit:
         raise RuntimeError(

@@ -106,10 +106,10 @@ class PrivacyBudget(keras.callbacks.Callback):
                 f"without amplification by sampling epsilon would be {without:.4g}. "
                 "Neighbouring data sets differ by one added or removed example."
             )
-        elif not sampling.is_known:
+        elif not all(sampling.is_known(run) for run in optimizer.runs(with_current=True)):
             parts.append(
-                "The length of an epoch is not known, so every step is taken to hold the example; "
-                "give `dataset_size` for a smaller figure."
+                "The length of some epochs is not known, so every step of theirs is taken to hold "
+                "the example; give `dataset_size` for a smaller figure."
             )
         else:
             parts.append(
@@ -125,6 +125,8 @@ class PrivacyBudget(keras.callbacks.Callback):
         """Checks the optimizer, and plans how many steps fit."""
         optimizer = self._optimizer()
         self._check_accumulation(optimizer)
+        if self.sampling_probability is not None:
+            optimizer.ledger.assume_sampling(self.sampling_probability)
         self._plan()
         if self._is_next_too_much():
             raise PrivacyBudgetExceeded(
@@ -173,9 +175,8 @@ class PrivacyBudget(keras.callbacks.Callback):
         )
 
     def _passes(self) -> accounting.Passes:
-        return accounting.Passes(
-            self.params.get("steps"), self._optimizer().batch_size, self.dataset_size
-        )
+        # How long passes were stands in each run: another `fit` may have had other data.
+        return accounting.Passes(None, self._optimizer().batch_size, self.dataset_size)
 
     def _epsilon_of(self, sampling: accounting.Sampling) -> float:
         runs = tuple(self._optimizer().runs())

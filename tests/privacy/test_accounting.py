@@ -78,10 +78,24 @@ def test_without_the_length_of_a_pass_every_step_counts():
         # Earlier batches of another size: at least (4 - 1) * 30 + 1 examples are known.
         (Passes(4, 30), Run(1.0, 10, 18, 1, 1), 2),
         (Passes(4, 30), Run(1.0, 60, 4, 1, 2), 2),
+        # A run knows its own passes better than the one that came after it.
+        (Passes(10, 30), Run(1.0, 30, 10, 1, 1, steps=1), 10),
+        # Batches larger than the divisor make a pass shorter.
+        (Passes(None, 30, examples=100), Run(1.0, 30, 2, 1, 1, largest_batch=100), 2),
+        # Releases of two batches that straddle passes of three hold an example up to twice.
+        (Passes(3, 30), Run(1.0, 60, 3, 1, 2), 2 * 2),
+        # A release that began in another fit may hold an example in each of its batches.
+        (Passes(3, 30), Run(1.0, 60, 1, 1, 2, steps=-1), 4),
     ],
 )
 def test_participations_are_never_undercounted(passes, run, participations):
     assert epsilon((run,), passes, 1e-5) == pytest.approx(_gaussians(1.0, participations))
+
+
+def test_a_smaller_sampling_probability_later_does_not_cheapen_what_was_spent():
+    earlier = MNIST._replace(releases=100, sampling_probability=0.5)
+    told = epsilon((earlier,), PoissonSampling(0.5, 256), 1e-5, "rdp")
+    assert epsilon((earlier,), POISSON, 1e-5, "rdp") == told
 
 
 def test_nothing_released_costs_nothing_and_no_noise_costs_everything():

@@ -228,6 +228,46 @@ def test_compiling_again_keeps_what_was_spent(private_model, tiny_data):
     ]
 
 
+def test_compiling_without_privacy_in_between_keeps_what_was_spent(private_model, tiny_data):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = private_model("sgd", noise_multiplier=1.5)
+    model.fit(*tiny_data, batch_size=4, verbose=0)
+    model.compile("sgd", loss)
+    model.compile(_optimizer(), loss)
+    assert [(r.noise_multiplier, r.releases) for r in model.optimizer.runs()] == [(1.5, 3)]
+
+
+def test_loaded_weights_keep_the_noise_they_were_trained_with(tmp_path, private_model, tiny_data):
+    model = private_model("sgd", noise_multiplier=0.5)
+    model.fit(*tiny_data, batch_size=4, verbose=0)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = private_model("sgd", noise_multiplier=50.0)
+    other.optimizer.build(other.trainable_variables)
+    other.load_weights(tmp_path / "model.weights.h5")
+    other.fit(*tiny_data, batch_size=4, verbose=0)
+    assert [(r.noise_multiplier, r.releases) for r in other.optimizer.runs()] == [
+        (0.5, 3),
+        (50.0, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["l2_norm_clip", "noise_multiplier", "expected_batch_size", "micro_batches"]
+)
+def test_what_a_step_was_traced_with_cannot_be_changed(name):
+    with pytest.raises(AttributeError, match="with a new DPOptimizer"):
+        setattr(_optimizer(), name, 7)
+
+
+def test_noise_is_never_left_out():
+    optimizer = _optimizer()
+    variable = keras.Variable(np.zeros(3, "float32"))
+    optimizer.build([variable])
+    optimizer._noise = None
+    with pytest.raises(NotPrivateError, match="must be built"):
+        optimizer.apply(ClippedGradients([tf.ones(3)], [None], tf.constant(1), 0.5), [variable])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -14,6 +14,9 @@ runs = st.builds(
     releases=st.integers(1, 40).map(float),
     runs=st.integers(1, 3).map(float),
     micro_batches=st.just(1.0),
+    steps=st.sampled_from([0.0, 3.0, 7.0]),
+    sampling_probability=st.just(0.0),
+    largest_batch=st.sampled_from([0.0, 32.0]),
 )
 
 

@@ -131,6 +131,25 @@ def test_unknown_length_of_an_epoch_counts_against_the_figure(private_model, tin
     assert "give `dataset_size`" in budget.statement()
 
 
+def test_epochs_of_a_later_fit_do_not_stretch_the_earlier_ones(private_model, tiny_data):
+    model = private_model(noise_multiplier=5.0)
+    budget = ms.PrivacyBudget(delta=1e-3)
+    _fit(model, tiny_data, budget, batch_size=12, epochs=6)  # one step an epoch
+    before = budget.epsilon
+    model.fit(*tiny_data, batch_size=3, verbose=0)  # four, and nobody watches
+    _fit(model, tiny_data, budget, batch_size=2)
+    passes = epsilon((Run(5.0, 12.0, 8.0, 1.0, 1.0),), Passes(1, 12.0), 1e-3)
+    assert budget.epsilon == pytest.approx(passes)
+    assert budget.epsilon > before
+
+
+def test_accumulation_left_over_from_another_fit_counts_twice(private_model, tiny_data):
+    model = private_model(gradient_accumulation_steps=2)
+    model.fit(*tiny_data, batch_size=4, epochs=1, verbose=0)  # three batches: one is left over
+    model.fit(*tiny_data, batch_size=4, epochs=1, verbose=0)
+    assert [(r.releases, r.steps) for r in model.optimizer.runs()] == [(1.0, 3.0), (2.0, -1.0)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
