@@ -36,15 +36,17 @@ def as_arrays(name: str, values: Any) -> Any:
     """The nested structure with NumPy arrays in it, floating ones in Keras's default precision.
 
     Raises:
-        TypeError: If a leaf has no axis for examples.
+        TypeError: If a leaf has no axis for examples, or holds no numbers.
     """
 
     def convert(leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
-        if array.ndim == 0 or array.dtype == object:
+        if array.ndim == 0 or array.dtype.kind in "OSUMm":
+            found = type(leaf).__name__ + (f" of {array.dtype}" if array.ndim else "")
             raise TypeError(
-                f"`{name}` must hold arrays whose first axis counts the examples. "
-                f"Received: {type(leaf).__name__}. Wrap numbers in numpy.asarray first."
+                f"`{name}` must hold arrays of numbers whose first axis counts the examples. "
+                f"Received: {found}. Use numpy.asarray on lists of numbers, numbers for class "
+                "names, and the arrays themselves instead of a dataset or generator."
             )
         if np.issubdtype(array.dtype, np.floating):
             return array.astype(keras.config.floatx(), copy=False)
