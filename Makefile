@@ -28,12 +28,12 @@ help:
 	@echo "make lock          pin the newest versions that fit pyproject.toml"
 
 # $(call install,PYTHON,VENV,CONSTRAINTS,REQUIREMENTS): pip keeps what already has the right version.
-# setuptools comes first and from the lock too: it builds the package, without an isolated download.
+# As environment variables the constraints also hold for what builds the package (setuptools), which
+# pip installs apart: the packaging that tensorflow-privacy needs is too old for it.
 define install
 	@echo "Setting up $(2), once; this takes a few minutes."
 	$(1) -m venv $(2)
-	$(2)/bin/python -m pip install -q -c $(3) setuptools
-	$(2)/bin/python -m pip install -q -c $(3) --no-build-isolation -e $(4)
+	PIP_CONSTRAINT=$(3) PIP_BUILD_CONSTRAINT=$(3) $(2)/bin/python -m pip install -q -e $(4)
 	@touch $(2)/.ready
 endef
 

@@ -15,7 +15,7 @@ trap 'rm -rf "$scratch"' EXIT
 "$python" -m venv "$scratch/venv"
 pip() { "$scratch/venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 pip install --quiet --upgrade setuptools
-pip install --quiet --no-build-isolation --editable "$@"
+pip install --quiet --editable "$@"
 {
     sed -n '/^#/p' "$file"
     pip freeze --all --exclude pip --exclude-editable | LC_ALL=C sort --ignore-case
