@@ -13,6 +13,7 @@ from keras import ops
 from keras_modelsec._core import backend
 from keras_modelsec._core import keras_internals as internals
 from keras_modelsec.privacy.capture import Unit, capturing, find_units
+from keras_modelsec.privacy.errors import UnsupportedModelError
 from keras_modelsec.privacy.layer_rules import UnitCall
 from keras_modelsec.privacy.layer_rules.rule import PerExample
 from keras_modelsec.privacy.model_checks import (
@@ -87,14 +88,14 @@ def clipped_gradients(
     check_model(model)
     units = find_units(model)
     x, y, sample_weight = backend.forget_batch_size((x, y, sample_weight))
-    batch = ops.shape(keras.tree.flatten(x)[0])[0]
+    batch = ops.shape(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))[0]
     scale = _FLOAT16_LOSS_SCALE if _computes_in_float16(model) else 1.0
 
     def forward(watch: Any) -> tuple[Tensor, Any]:
         with capturing(units, watch, batch):
             y_pred = internals.call_for_training(model, x)
         check_forward_pass(model, y_pred)
-        with checked_losses(model, y, y_pred) as averaged:
+        with checked_losses(model, y, y_pred, batch) as averaged:
             loss = internals.compiled_loss(model)(y, y_pred, sample_weight)
         internals.track_loss(model, _with_penalties(model, loss), x)
         if averaged():
@@ -102,7 +103,7 @@ def clipped_gradients(
         return loss * scale, y_pred
 
     y_pred, gradients = backend.gradients_of_watched(forward)
-    per_example = _per_example(units, gradients, scale)
+    per_example = per_example_gradients(units, gradients, scale)
     sums = _clipped_sums(per_example, l2_norm_clip, batch)
     by_variable = {
         id(variable): total
@@ -117,8 +118,8 @@ def _computes_in_float16(model: keras.Model) -> bool:
     return any(layer.compute_dtype == "float16" for layer in internals.flatten_layers(model))
 
 
-def _per_example(
-    units: list[Unit], gradients: list[Tensor | None], scale: float
+def per_example_gradients(
+    units: list[Unit], gradients: list[Tensor | None], scale: float = 1.0
 ) -> list[tuple[Unit, PerExample]]:
     """Hands each unit its output gradients; units without influence on the loss are left out."""
     result = []
@@ -136,13 +137,20 @@ def _per_example(
                 calls.append(UnitCall(saved.args, saved.kwargs, filled))
         if calls:
             result.append((unit, unit.rule.per_example(unit.layer, unit.variables, calls)))
+    if not result:
+        raise UnsupportedModelError(
+            "The loss of a model trained privately must depend on a weight. Received: a model in "
+            "which no gradient reaches a trainable layer."
+        )
     return result
 
 
 def _clipped_sums(
     per_example: list[tuple[Unit, PerExample]], l2_norm_clip: float, batch: Tensor
 ) -> list[list[Tensor]]:
-    squared = sum((parts.squared_norms for _, parts in per_example), start=ops.zeros((batch,)))
+    # Stacked, not added: adding would broadcast the norms of a layer that has fewer or more rows.
+    norms_of_layers = [ops.zeros((batch,)), *(parts.squared_norms for _, parts in per_example)]
+    squared = ops.sum(ops.stack(norms_of_layers), axis=0)
     finite = ops.isfinite(squared)
     norms = ops.sqrt(ops.where(finite, squared, ops.zeros_like(squared)))
     weights = ops.where(

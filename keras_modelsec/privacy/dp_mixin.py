@@ -4,7 +4,9 @@ import weakref
 from typing import Any
 
 import keras
+from keras import ops
 
+from keras_modelsec._core import backend
 from keras_modelsec._core import keras_internals as internals
 from keras_modelsec._core.train_step import TrainStepOwner
 from keras_modelsec.privacy.capture import find_units
@@ -12,6 +14,7 @@ from keras_modelsec.privacy.clipping import clipped_gradients
 from keras_modelsec.privacy.dp_optimizer import DPOptimizer
 from keras_modelsec.privacy.errors import NotPrivateError
 from keras_modelsec.privacy.independence import check_examples_are_independent
+from keras_modelsec.privacy.layer_rules.rule import floating_leaves
 from keras_modelsec.privacy.model_checks import check_model
 
 # Kept while the model is compiled without privacy in between, to evaluate it for instance.
@@ -55,6 +58,11 @@ class DPMixin(TrainStepOwner):
                 check_model(model)
                 find_units(model)
         super().compile(optimizer, *args, **kwargs)  # type: ignore[misc]
+        if isinstance(optimizer, DPOptimizer) and internals.compiled_loss(model) is None:
+            raise NotPrivateError(
+                "A model trained privately must take its loss from `compile(loss=...)`, whose "
+                "value for each example is clipped. Received: loss=None."
+            )
         if isinstance(optimizer, DPOptimizer) and previous is not None:
             optimizer.inherit_spending(previous)
         if isinstance(optimizer, DPOptimizer):
@@ -75,5 +83,26 @@ class DPMixin(TrainStepOwner):
         if not isinstance(optimizer, DPOptimizer):
             return super().compute_gradients(x, y, sample_weight)
         internals.build_for_training(model, x, y, sample_weight)
+        x = _require_finite(x)
         check_examples_are_independent(model, x)
         return clipped_gradients(model, x, y, sample_weight, optimizer.l2_norm_clip)
+
+
+def _require_finite(x: Any) -> Any:
+    """Passes `x` on, unless it holds NaN or infinity: a mistake in the data, not an example.
+
+    The private step itself would count such an example as zero and train on with a loss of NaN.
+    Under XLA nothing is checked.
+    """
+
+    def require(leaf: Any) -> Any:
+        if not floating_leaves(leaf):
+            return leaf
+        return backend.require(
+            ops.all(ops.isfinite(leaf)),
+            "Training inputs must be finite. Received: NaN or infinity in a batch of shape",
+            ops.shape(leaf),
+            passing=leaf,
+        )
+
+    return keras.tree.map_structure(require, x)

@@ -279,7 +279,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 f"Received: {len(store.keys())} saved values for {len(self.variables)} variables."
             )
         super().load_own_variables(store)
-        # What comes next may start the data over, and with another noise multiplier.
+        # What comes next may start the data over, and with another noise multiplier; how long its
+        # passes are is not known, and the saved run's length may not be theirs.
         self.begin_run()
 
     def get_config(self) -> dict[str, Any]:

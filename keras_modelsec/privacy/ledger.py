@@ -88,8 +88,8 @@ class Ledger:
         self.releases.assign_add(1)
         kind = ops.stack(
             [
-                ops.cast(noise_multiplier, "float64"),
-                ops.cast(micro_batches, "float64"),
+                ops.convert_to_tensor(noise_multiplier, "float64"),
+                ops.convert_to_tensor(micro_batches, "float64"),
                 self._kind.value[2],
             ]
         )

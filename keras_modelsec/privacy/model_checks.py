@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras import ops
 
+from keras_modelsec._core import backend
 from keras_modelsec._core import keras_internals as internals
 from keras_modelsec.privacy.errors import UnsupportedModelError
 
@@ -84,8 +86,16 @@ def check_forward_pass(model: keras.Model, y_pred: Any) -> None:
 
 
 @contextlib.contextmanager
-def checked_losses(model: keras.Model, y: Any, y_pred: Any) -> Iterator[Callable[[], bool]]:
+def checked_losses(
+    model: keras.Model, y: Any, y_pred: Any, batch: Any
+) -> Iterator[Callable[[], bool]]:
     """While open, refuses losses that are not one value (or row of values) per example.
+
+    Args:
+        model: The compiled model.
+        y: Targets.
+        y_pred: Predictions.
+        batch: The number of examples, a scalar tensor.
 
     Yields:
         A function that tells, after the loss was computed, whether Keras averaged it over the
@@ -102,7 +112,7 @@ def checked_losses(model: keras.Model, y: Any, y_pred: Any) -> Iterator[Callable
             f"'sum_over_batch_size', or all 'sum'. Received: {sorted(map(str, reductions))}."
         )
     for loss in losses:
-        loss.__dict__["call"] = _checked_call(loss)
+        loss.__dict__["call"] = _checked_call(loss, batch)
     try:
         yield lambda: reductions != {"sum"}
     finally:
@@ -110,16 +120,33 @@ def checked_losses(model: keras.Model, y: Any, y_pred: Any) -> Iterator[Callable
             loss.__dict__.pop("call", None)
 
 
-def _checked_call(loss: keras.losses.Loss) -> Callable[..., Any]:
+def _checked_call(loss: keras.losses.Loss, batch: Any) -> Callable[..., Any]:
     original = loss.call
 
     def call(y_true: Any, y_pred: Any) -> Any:
         values = original(y_true, y_pred)
+        rule = f"Loss {loss.name!r} must return one value per example"
+        remedy = "Return the values before they are averaged; Keras averages them."
         if len(values.shape) == 0:
+            raise UnsupportedModelError(f"{rule}. Received: a scalar for the whole batch. {remedy}")
+        if not backend.may_be_batch_axis(values.shape[0], batch):
             raise UnsupportedModelError(
-                f"Loss {loss.name!r} must return one value per example. Received: a scalar for the "
-                "whole batch. Return the values before they are averaged; Keras averages them."
+                f"{rule}, the batch as the first axis. Received: values of shape "
+                f"{tuple(values.shape)}. {remedy}"
             )
+        if None in values.shape[1:] and None not in (*y_true.shape[1:], *y_pred.shape[1:]):
+            raise UnsupportedModelError(
+                f"{rule}. Received: values of every example against every other, from targets of "
+                f"shape {tuple(y_true.shape)} and predictions of shape {tuple(y_pred.shape)}. "
+                "Give both the same shape."
+            )
+        if internals.has_mask(values):
+            raise UnsupportedModelError(
+                f"{rule}. Received: values with a mask (`ignore_class`), by whose count Keras "
+                "divides the loss of the whole batch, which mixes examples. Pass `sample_weight` "
+                "0 where the loss is to be ignored, and a valid class there."
+            )
+        backend.assert_equal(ops.shape(values)[0], batch, f"{rule}. {remedy}")
         return values
 
     return call

@@ -25,8 +25,11 @@ class PrivacyBudget(keras.callbacks.Callback):
     Which sampling the figure assumes is the caller's to say, and `statement()` repeats it:
 
     - Neither `sampling_probability` nor `dataset_size`: each example enters one batch per epoch, as
-      under `fit`. Valid for any order of the data; nothing is claimed from the shuffling.
-    - `dataset_size`: the same, where Keras does not know how many steps an epoch has.
+      under `fit`. Valid for any order of the data; nothing is claimed from the shuffling. A data
+      set that repeats within an epoch (`dataset.repeat(n)`, an endless generator) breaks this
+      assumption, and a callback cannot see it: give `dataset_size`.
+    - `dataset_size`: the same for such data, and where Keras does not know how many steps an epoch
+      has.
     - `sampling_probability`: Poisson sampling, whose amplification gives the small figures usually
       quoted. It is a guarantee only if each batch really was drawn so; a shuffled epoch was not.
 
@@ -113,9 +116,9 @@ class PrivacyBudget(keras.callbacks.Callback):
             )
         else:
             parts.append(
-                "Assumes that each example is in at most one batch per epoch, in any order; no "
-                "amplification by sampling is claimed. Neighbouring data sets differ by blanking "
-                "out one example."
+                "Assumes that each example is in at most one batch per epoch, in any order (of data "
+                "that repeat within an epoch, `dataset_size` tells); no amplification by sampling "
+                "is claimed. Neighbouring data sets differ by blanking out one example."
             )
         if optimizer.has_fixed_seed:
             parts.append("The noise came from a fixed seed: NOT private to whoever knows it.")

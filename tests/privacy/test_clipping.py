@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import keras_modelsec as ms
 from keras_modelsec.privacy.clipping import clipped_gradients
+from keras_modelsec.privacy.layer_rules.linear import linear_squared_norms_and_sums
 
 layers = keras.layers
 
@@ -144,3 +145,32 @@ def test_mixed_precision_stays_close_to_float32(tiny_data, policy):
     for exact, mixed in zip(*results, strict=True):
         assert mixed.dtype == "float32"
         np.testing.assert_allclose(mixed, exact, atol=0.02 * _norm([exact]) + 0.01)
+
+
+def test_positions_that_cancel_do_not_escape_clipping():
+    generator = np.random.default_rng(0)
+    inputs, gradients = generator.normal(size=(2, 1, 1, 64))
+    nearly = 1 + 1e-4 * generator.normal(size=(2, 50, 1, 1))
+    inputs = np.concatenate([np.tile(inputs, (50, 1, 1)), inputs * nearly[0]], axis=1) * 1e4
+    gradients = np.concatenate([np.tile(gradients, (50, 1, 1)), -gradients * nearly[1]], axis=1)
+    inputs, gradients = inputs.astype("float32"), gradients.astype("float32")
+    norms, _ = linear_squared_norms_and_sums(tf.constant(inputs), tf.constant(gradients))
+    exact = np.einsum("btk,btp->bkp", *(a.astype("float64") for a in (inputs, gradients)))
+    assert np.all(np.sqrt(norms) >= 0.999 * np.linalg.norm(exact, axis=(1, 2)))
+
+
+def test_absent_input_is_passed_on_as_it_is(tiny_data):
+    class Net(ms.DPMixin, keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        def call(self, inputs):
+            return self.dense(inputs["there"])
+
+    x, y = tiny_data
+    model = Net()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(ms.DPOptimizer("sgd", l2_norm_clip=1.0, noise_multiplier=1.0), loss)
+    model.train_on_batch({"absent": None, "there": x}, y)
+    assert model.optimizer.release_count == 1

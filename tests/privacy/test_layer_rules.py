@@ -16,10 +16,21 @@ from keras_modelsec.privacy.layer_rules.linear import linear_squared_norms_and_s
 layers = keras.layers
 VECTOR, SEQUENCE, IMAGE, TOKENS = (9,), (6, 8), (9, 8, 3), (6,)
 
+
+def _built_prelu(width):
+    layer = layers.PReLU()
+    layer.build((None, width))
+    return layer
+
+
 CASES = {
     "dense": (VECTOR, lambda: [layers.Dense(5, activation="relu")]),
     "dense_without_bias": (VECTOR, lambda: [layers.Dense(5, use_bias=False)]),
     "dense_frozen_bias_of_next": (VECTOR, lambda: [layers.Dense(5), layers.Dense(4)]),
+    "dense_activation_with_weights": (
+        VECTOR,
+        lambda: [layers.Dense(5, activation=_built_prelu(5))],
+    ),
     "dense_on_sequence": (SEQUENCE, lambda: [layers.Dense(5, activation="tanh")]),
     "dense_on_sequence_by_gram": (SEQUENCE, lambda: [layers.Dense(30)]),
     "dense_on_image": (IMAGE, lambda: [layers.Dense(4)]),

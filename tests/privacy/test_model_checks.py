@@ -126,6 +126,106 @@ def test_weighted_mean_reduction_is_refused():
         _fit(_compile(_functional(), loss=loss))
 
 
+def test_loss_that_ignores_a_class_is_refused():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    with pytest.raises(UnsupportedModelError, match="ignore_class"):
+        _fit(_compile(_functional(), loss=loss))
+
+
+class EveryPair(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return keras.ops.square(keras.ops.expand_dims(y_true, 0) - y_pred[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda y, p: keras.ops.sqrt(keras.ops.mean(keras.ops.square(p), axis=0)), "first axis"),
+        (EveryPair(), "every example against every other"),
+    ],
+    ids=["averaged_over_the_batch", "broadcast"],
+)
+def test_loss_that_is_not_one_value_per_example_is_refused(loss, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        _fit(_compile(_functional(), loss=loss))
+
+
+def test_state_kept_from_the_data_is_refused():
+    class Remembers(layers.Layer):
+        def build(self, shape):
+            self.mean = self.add_weight(shape=(shape[-1],), trainable=False)
+
+        def call(self, x, training=False):
+            if training:
+                self.mean.assign(keras.ops.mean(x, axis=0))
+            return x
+
+    with pytest.raises(UnsupportedModelError, match="updates from the examples"):
+        _fit(_compile(_functional(Remembers())))
+
+
+def test_state_that_does_not_come_from_the_data_is_welcome_and_undisturbed():
+    class Counts(layers.Layer):
+        def build(self, shape):
+            self.steps = self.add_weight(shape=(), trainable=False, initializer="zeros")
+
+        def call(self, x):
+            self.steps.assign_add(1.0)
+            return x
+
+    model = _compile(_functional(Counts()))
+    _fit(model)
+    assert float(model.non_trainable_weights[0]) == 2
+
+
+class TiedInCall(ms.DPMixin, keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(4, use_bias=False)
+
+    def call(self, x):
+        return keras.ops.matmul(self.dense(x), keras.ops.transpose(self.dense.kernel))
+
+
+class Recomputed(ms.DPMixin, keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.dense = layers.Dense(4), layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(keras.remat(self.hidden)(x))
+
+
+class Noisy(layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(4,), initializer="ones")
+        self.noise = layers.GaussianNoise(1.0)
+
+    def call(self, x, training=False):
+        return self.noise(x, training=training) * self.scale
+
+
+@pytest.mark.parametrize(
+    "build",
+    [TiedInCall, Recomputed, lambda: _functional(Noisy())],
+    ids=["weight_read_elsewhere", "remat", "random_inside"],
+)
+def test_gradients_that_would_be_silently_wrong_are_refused(build):
+    with pytest.raises(UnsupportedModelError, match="add up to its gradient"):
+        _fit(_compile(build()))
+
+
+def test_loss_that_no_weight_reaches_is_refused():
+    class Stops(layers.Layer):
+        def call(self, x):
+            return keras.ops.stop_gradient(x)
+
+    inputs = keras.Input((4,))
+    model = ms.SecureModel(inputs, Stops()(layers.Dense(3)(inputs)))
+    with pytest.raises(UnsupportedModelError, match="no gradient reaches"):
+        _fit(_compile(model))
+
+
 @pytest.mark.filterwarnings("ignore:.*does not support masking:UserWarning")
 def test_masked_output_is_refused():
     inputs = keras.Input((3,), dtype="int32")
@@ -169,8 +269,9 @@ def test_batch_folded_into_positions_is_refused():
         lambda x: x - keras.ops.mean(x, axis=0, keepdims=True),
         lambda x: keras.ops.softmax(x, axis=0),
         lambda x: keras.ops.flip(x, axis=0),
+        lambda x: x + keras.ops.roll(x, 2, axis=0),
     ],
-    ids=["centred", "softmax_over_batch", "flipped"],
+    ids=["centred", "softmax_over_batch", "flipped", "shifted_by_two"],
 )
 def test_custom_layer_that_mixes_examples_is_found_by_the_probe(mix):
     class Mixes(layers.Layer):

@@ -55,7 +55,10 @@ def gradients_of_watched(
             return len(watched) - 1
 
         loss, aux = fn(watch)
-    return aux, tape.gradient(loss, watched)
+    gradients = tape.gradient(loss, watched)
+    return aux, [
+        tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients
+    ]
 
 
 def input_gradients(fn: Callable[[Nested], Tensor], inputs: Nested) -> Nested:

@@ -30,8 +30,13 @@ class LinearRule(LayerRule):
     splits_activation = True
 
     def supports(self, layer: keras.Layer) -> bool:
-        """Whether kernel and bias are plain weights (not quantized, no low-rank adapter)."""
-        return not layer.lora_enabled and layer.quantization_mode is None
+        """Whether kernel and bias are plain weights, and all there are.
+
+        Not so in a quantized layer, with a low-rank adapter, or with an activation that has weights
+        of its own (PReLU).
+        """
+        plain = not layer.lora_enabled and layer.quantization_mode is None
+        return plain and not getattr(layer.activation, "weights", [])
 
     def positions(self, layer: keras.Layer, call: UnitCall) -> tuple[Tensor, Tensor]:
         """`(batch, T, K)` inputs and `(batch, T, P)` gradients, or the same without T."""

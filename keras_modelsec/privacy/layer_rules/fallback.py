@@ -100,4 +100,8 @@ def _split_batched(arguments: Any, output: Tensor) -> tuple[list[Tensor], Any]:
         return keras.tree.pack_sequence_as(arguments, merged)
 
     chosen = [leaf for leaf, batched in zip(leaves, is_batched, strict=True) if batched]
+    for leaf in chosen:
+        backend.assert_equal(
+            ops.shape(leaf)[0], ops.shape(output)[0], "The first axis of an argument is no batch."
+        )
     return chosen, rebuild

@@ -12,6 +12,8 @@ from keras import ops
 
 Tensor = Any
 
+_EPSILON = 2.0**-24  # the relative rounding of one float32 operation
+
 
 def linear_squared_norms_and_sums(
     inputs: Tensor, gradients: Tensor
@@ -36,8 +38,11 @@ def linear_squared_norms_and_sums(
     if positions is not None and 2 * positions**2 < rows * columns:
         gram = ops.matmul(inputs, ops.transpose(inputs, (0, 2, 1)))  # (batch, T, T)
         gram *= ops.matmul(gradients, ops.transpose(gradients, (0, 2, 1)))
-        # A sum of products of Gram entries can round to a little below zero.
-        norms = ops.maximum(ops.sum(gram, axis=(1, 2)), 0.0)
+        # Where positions cancel, rounding could leave a norm far too small, and its example
+        # unclipped. Each entry is at most a product of these, which bounds the rounding.
+        largest = ops.sum(_row_norms(inputs) * _row_norms(gradients), axis=1) ** 2
+        rounding = 4 * ((rows + columns) ** 0.5 + positions) * _EPSILON
+        norms = ops.maximum(ops.sum(gram, axis=(1, 2)), 0.0) + rounding * largest
         return norms, lambda weights, keep: _summed(inputs, gradients, weights, keep)
     # The wide matrix second: about a fifth faster on a CPU than (batch, K, P).
     matrices = ops.matmul(ops.transpose(gradients, (0, 2, 1)), inputs)  # (batch, P, K)
@@ -68,6 +73,10 @@ def bias_squared_norms_and_sums(
         return ops.matmul(weights[None, :], masked(biases, keep))[0]
 
     return sum_squares(biases, axes=-1), sums
+
+
+def _row_norms(values: Tensor) -> Tensor:
+    return ops.sqrt(sum_squares(values, axes=-1))
 
 
 def sum_squares(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:

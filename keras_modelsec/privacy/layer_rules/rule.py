@@ -31,7 +31,7 @@ class UnitCall(NamedTuple):
     @property
     def first_input(self) -> Tensor:
         """The first argument of `layer.call`, however it was passed."""
-        return self.args[0] if self.args else next(iter(self.kwargs.values()))
+        return self.args[0] if self.args else self.kwargs["inputs"]
 
 
 class PerExample(NamedTuple):
