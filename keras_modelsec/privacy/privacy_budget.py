@@ -116,9 +116,9 @@ class PrivacyBudget(keras.callbacks.Callback):
             )
         else:
             parts.append(
-                "Assumes that each example is in at most one batch per epoch, in any order (of data "
-                "that repeat within an epoch, `dataset_size` tells); no amplification by sampling "
-                "is claimed. Neighbouring data sets differ by blanking out one example."
+                "Assumes that each example is in at most one batch per epoch, in any order (of "
+                "data that repeat within an epoch, `dataset_size` tells); no amplification by "
+                "sampling is claimed. Neighbouring data sets differ by blanking out one example."
             )
         if optimizer.has_fixed_seed:
             parts.append("The noise came from a fixed seed: NOT private to whoever knows it.")

@@ -1,6 +1,5 @@
 """Owns `WatermarkMonitor`, which watches the mark while a model trains."""
 
-import math
 from typing import Any
 
 import keras
@@ -19,15 +18,15 @@ class WatermarkMonitor(keras.callbacks.Callback):
     """Publishes the strength of the owner's mark in `logs`, and refuses to watch nothing.
 
     At the end of an epoch it puts `watermark_z` and `watermark_log10_p` into `logs`, as
-    `ms.verify_watermark` reads them; in epochs that `every` skips they are NaN. Callbacks after it
-    in the list see them.
+    `ms.verify_watermark` reads them; epochs that `every` skips repeat the last figures. Callbacks
+    after it in the list see them.
 
     Before the first step it raises unless the model has an active `ms.WatermarkRegularizer` of
     this key, or its weights carry the key's mark already (to watch how the mark fares without).
 
     Args:
         key: The key, as bytes or hexadecimal string. It is held in memory only.
-        every: Read the mark at every so many epochs, >= 1, default 1.
+        every: Read the mark in the first epoch and every so many epochs, >= 1, default 1.
 
     Attributes:
         report: The latest `WatermarkReport`, or None.
@@ -55,6 +54,7 @@ class WatermarkMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuses a model without a mark of this key."""
+        self.report = None
         variables = readable_variables(self.model)
         marked = [v for v in variables if isinstance(v.regularizer, WatermarkRegularizer)]
         for variable in marked:
@@ -70,13 +70,11 @@ class WatermarkMonitor(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds `watermark_z` and `watermark_log10_p` to `logs`."""
-        z = log10_p = math.nan
-        if (epoch + 1) % self.every == 0:
+        if self.report is None or (epoch + 1) % self.every == 0:
             self.report = verify_watermark(self.model, self._secret)
-            z, log10_p = self.report.z, self.report.log10_p
         if logs is not None:
-            logs["watermark_z"] = z
-            logs["watermark_log10_p"] = log10_p
+            logs["watermark_z"] = self.report.z
+            logs["watermark_log10_p"] = self.report.log10_p
 
     def _check_active(self, variable: keras.Variable) -> None:
         regularizer = variable.regularizer
