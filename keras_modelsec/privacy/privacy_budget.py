@@ -19,8 +19,10 @@ _UNKNOWN_HORIZON = 2**20  # releases to plan for where Keras does not know the l
 class PrivacyBudget(keras.callbacks.Callback):
     """Puts `privacy_epsilon` into the logs, and ends training before the budget is exceeded.
 
-    The figure covers all that was ever released from these weights with a `DPOptimizer`: the
-    optimizer saves and restores its count, and compiling again keeps it.
+    The figure covers all that was released by this model with a `DPOptimizer`: the optimizer saves
+    and restores its count, and compiling the model again keeps it. It does not follow the weights
+    into another model (`SecureModel.from_model(trained)`, trained layers under a new head, a file
+    loaded with `compile=False`): what they cost before must be added to it.
 
     Which sampling the figure assumes is the caller's to say, and `statement()` repeats it:
 
