@@ -136,6 +136,7 @@ def _verified_copy(path: Path, keys: Any, signature_path: Any) -> Iterator[str]:
         copy = Path(folder, "model" + _ending(path))
 
         def copy_and_hash(_: str | None) -> Manifest:
+            copy.unlink(missing_ok=True)  # of an attempt during which the model was replaced
             with open(copy, "xb") as file:
                 digest = files.hash_file(path, copy_to=file)
             return Manifest(path.name, {SINGLE_FILE: digest})

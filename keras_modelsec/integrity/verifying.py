@@ -17,6 +17,7 @@ from keras_modelsec.integrity.signing import name_inside, signature_path_of
 from keras_modelsec.integrity.signing_key import VerifyingKey
 
 PENDING_SUFFIX = ".next"
+_ATTEMPTS = 8  # to read a model that is being replaced, faster than it can be read, by its owner
 
 
 def verify(
@@ -76,13 +77,15 @@ def check_model(
     read_model: Callable[[str | None], Manifest],
     signature_path: Path | None,
 ) -> None:
-    """Compares what `read_model` finds with what was signed; the model is read once.
+    """Compares what `read_model` finds with what was signed.
+
+    The model is read once, or again while its signature changes under the reader's eyes.
 
     Args:
         model_path: An absolute path, for the signature's place and the messages.
         keys: Trusted keys by hint.
         read_model: `read_model(skip) -> Manifest` hashes the model, leaving out the signature
-            file if it lies inside.
+            file if it lies inside; it may be called more than once.
         signature_path: An absolute path, or None for the place beside the model.
 
     Raises:
@@ -91,14 +94,17 @@ def check_model(
     place = signature_path or signature_path_of(model_path)
     own_name = name_inside(place, model_path)
     places = (place,) if signature_path else (place, place.with_name(place.name + PENDING_SUFFIX))
-    expected = _read_signed(places, keys, own_name)
-    actual = read_model(own_name)
-    if any(_agree(item, actual) for item in expected):
-        return
-    if not signature_path:  # a live SignOnSave may have renamed both files while we hashed
+    for _ in range(_ATTEMPTS):
+        expected = _read_signed(places, keys, own_name)
+        actual = read_model(own_name)
+        if any(_agree(item, actual) for item in expected):
+            return
+        # A live SignOnSave may have renamed both files while we hashed, or have done so again.
         again = _read_signed(places, keys, own_name)
         if any(_agree(item, actual) for item in again):
             return
+        if again == expected:
+            break
     _check_same_kind(expected[0], actual, model_path)
     raise difference(_normalise(expected[0], actual), actual, model_path)
 
