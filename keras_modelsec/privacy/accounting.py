@@ -87,7 +87,7 @@ class Passes:
         arXiv:1805.06530 (the analytic Gaussian mechanism).
         """
         squared = sum(self._squared_influence(run) / run.noise_multiplier**2 for run in runs)
-        return float(dp_accounting.get_epsilon_gaussian(squared**-0.5, delta))
+        return _gaussian_epsilon(squared**-0.5, delta)
 
     def _squared_influence(self, run: Run) -> float:
         """One example's squared influence on all releases of these runs, over the squared clip.
@@ -122,6 +122,27 @@ class Passes:
 
 
 Sampling = PoissonSampling | Passes
+
+
+def _gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
+    """The epsilon of one Gaussian mechanism, by inverting dp_accounting's analytic delta.
+
+    dp_accounting has the inverse itself only since 0.6, and tensorflow-privacy needs 0.4.3.
+    """
+    loss = pld.privacy_loss_mechanism.GaussianPrivacyLoss(standard_deviation=noise_multiplier)
+
+    def suffices(candidate: float) -> bool:
+        return loss.get_delta_for_epsilon(candidate) <= delta
+
+    low, high = 0.0, 1.0
+    if suffices(low):
+        return low
+    while not suffices(high):
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
 
 
 @functools.lru_cache(maxsize=256)

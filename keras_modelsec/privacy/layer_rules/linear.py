@@ -36,13 +36,14 @@ def linear_squared_norms_and_sums(
         return norms, lambda weights, keep: _summed(inputs, gradients, weights, keep)
     positions, rows, columns = inputs.shape[1], inputs.shape[2], gradients.shape[2]
     if positions is not None and 2 * positions**2 < rows * columns:
-        gram = ops.matmul(inputs, ops.transpose(inputs, (0, 2, 1)))  # (batch, T, T)
-        gram *= ops.matmul(gradients, ops.transpose(gradients, (0, 2, 1)))
+        input_gram = ops.matmul(inputs, ops.transpose(inputs, (0, 2, 1)))  # (batch, T, T)
+        gradient_gram = ops.matmul(gradients, ops.transpose(gradients, (0, 2, 1)))
         # Where positions cancel, rounding could leave a norm far too small, and its example
         # unclipped. Each entry is at most a product of these, which bounds the rounding.
-        largest = ops.sum(_row_norms(inputs) * _row_norms(gradients), axis=1) ** 2
+        largest = ops.sum(_row_norms(input_gram) * _row_norms(gradient_gram), axis=1) ** 2
         rounding = 4 * ((rows + columns) ** 0.5 + positions) * _EPSILON
-        norms = ops.maximum(ops.sum(gram, axis=(1, 2)), 0.0) + rounding * largest
+        norms = ops.sum(input_gram * gradient_gram, axis=(1, 2))
+        norms = ops.maximum(norms, 0.0) + rounding * largest
         return norms, lambda weights, keep: _summed(inputs, gradients, weights, keep)
     # The wide matrix second: about a fifth faster on a CPU than (batch, K, P).
     matrices = ops.matmul(ops.transpose(gradients, (0, 2, 1)), inputs)  # (batch, P, K)
@@ -75,8 +76,9 @@ def bias_squared_norms_and_sums(
     return sum_squares(biases, axes=-1), sums
 
 
-def _row_norms(values: Tensor) -> Tensor:
-    return ops.sqrt(sum_squares(values, axes=-1))
+def _row_norms(gram: Tensor) -> Tensor:
+    """The norm of each row, from the diagonal of the rows' Gram matrix."""
+    return ops.sqrt(ops.diagonal(gram, axis1=1, axis2=2))
 
 
 def sum_squares(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:
