@@ -132,7 +132,7 @@ def _gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
     loss = pld.privacy_loss_mechanism.GaussianPrivacyLoss(standard_deviation=noise_multiplier)
 
     def suffices(candidate: float) -> bool:
-        return loss.get_delta_for_epsilon(candidate) <= delta
+        return loss.get_delta_for_epsilon([candidate])[0] <= delta
 
     low, high = 0.0, 1.0
     if suffices(low):
