@@ -18,11 +18,20 @@ from keras_modelsec.integrity.errors import SignatureError, TamperedModelError
 
 EXIT_OK, EXIT_NOT_VERIFIED, EXIT_ERROR = 0, 1, 2
 
-Command = Callable[[argparse.Namespace], dict[str, Any]]
+_COMMANDS: tuple[Callable[[Any], argparse.ArgumentParser], ...] = (
+    keys_command.add_keygen,
+    signature_commands.add_sign,
+    signature_commands.add_verify,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser; each subcommand sets `command` to the function that runs it."""
+    """The parser.
+
+    Each subcommand sets `command` to the function that runs it: it takes the parsed options and
+    returns what to print, as a dict with "message" and, if it is not 0, "exit_code". One that sets
+    `verifies` exits with 1 on a `SignatureError`.
+    """
     parser = argparse.ArgumentParser(
         prog="modelsec",
         description="Sign model files and folders, and verify them (OpenSSF Model Signing format).",
@@ -30,12 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (
-        keys_command.add_keygen,
-        signature_commands.add_sign,
-        signature_commands.add_verify,
-    ):
+    for add in _COMMANDS:
         subparser = add(subparsers)
+        if subparser.get_default("verifies") is None:
+            subparser.set_defaults(verifies=False)
         subparser.add_argument(
             "--json", action="store_true", help="print one JSON object instead of text"
         )
@@ -55,14 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = options.command(options)
     except (OSError, ValueError, TypeError) as error:
-        failed = options.command is signature_commands.run_verify
-        code = EXIT_NOT_VERIFIED if failed and isinstance(error, SignatureError) else EXIT_ERROR
-        return _report_failure(options, error, code)
+        failed = options.verifies and isinstance(error, SignatureError)
+        return _report_failure(options, error, EXIT_NOT_VERIFIED if failed else EXIT_ERROR)
     except KeyboardInterrupt:
         return _report_failure(options, KeyboardInterrupt("interrupted"), EXIT_ERROR)
-    message = result.pop("message")
-    print(json.dumps({"ok": True, **result}) if options.json else message)
-    return EXIT_OK
+    message, code = result.pop("message"), result.pop("exit_code", EXIT_OK)
+    print(json.dumps({"ok": code == EXIT_OK, **result}) if options.json else message)
+    return int(code)
 
 
 def _report_failure(options: argparse.Namespace, error: BaseException, code: int) -> int:

@@ -54,7 +54,7 @@ def add_verify(subparsers: Any) -> argparse.ArgumentParser:
         help="a trusted public key (PEM); may be given again",
     )
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
-    parser.set_defaults(command=run_verify)
+    parser.set_defaults(command=run_verify, verifies=True)
     return parser
 
 
