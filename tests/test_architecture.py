@@ -23,6 +23,7 @@ OWNERS = {
     "cryptography": {
         "integrity/key_loading.py",
         "integrity/keys.py",
+        "integrity/passphrase.py",
         "integrity/pem_encryption.py",
         "integrity/signing_key.py",
         "watermark/keys.py",
