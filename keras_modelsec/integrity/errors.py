@@ -18,7 +18,15 @@ class SignatureError(ValueError):
 
 
 class UntrustedKeyError(SignatureError):
-    """The signature names a key that is not among the trusted ones."""
+    """No trusted key made the signature: it is unknown, revoked, or outside its validity."""
+
+
+class RolledBackError(SignatureError):
+    """The model, or the trust store, is older than the lowest version that is accepted."""
+
+
+class RevokedModelError(SignatureError):
+    """The signature is genuine, and the trust store says that these bytes are not to be used."""
 
 
 class UnsafePathError(SignatureError):
