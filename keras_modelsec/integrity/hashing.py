@@ -163,10 +163,13 @@ def hash_leaves(
     results: list[list[bytes]] = [[] for _ in batches]
     done = [0] * workers
     total = sum(length for _, length in cuts)
+    stopped = threading.Event()
 
     def work(worker: int) -> None:
         buffer = memoryview(bytearray(max((sum(n for _, n in b) for b in batches), default=0)))
         for index in range(worker, len(batches), workers):
+            if stopped.is_set():
+                return
             batch = batches[index]
             view = buffer[: batch[-1][0] + batch[-1][1] - batch[0][0]]
             read(view, batch[0][0])
@@ -178,9 +181,12 @@ def hash_leaves(
 
     with ThreadPoolExecutor(workers) as pool:
         others = [pool.submit(work, worker) for worker in range(1, workers)]
-        work(0)  # in this thread, so that Ctrl-C and `progress` arrive here
-        for other in others:
-            other.result()
+        try:
+            work(0)  # in this thread, so that Ctrl-C and `progress` arrive here
+            for other in others:
+                other.result()
+        finally:
+            stopped.set()
     return [digest for batch in results for digest in batch]
 
 
