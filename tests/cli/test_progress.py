@@ -12,14 +12,16 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch):
+def terminal_at_time(monkeypatch, now):
+    """To be called in the test itself: pytest puts its own stderr in place after the fixtures."""
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return stream
 
 
-def test_no_bar_without_a_terminal_or_with_json(terminal, monkeypatch):
+def test_no_bar_without_a_terminal_or_with_json(monkeypatch):
+    terminal = terminal_at_time(monkeypatch, [0.0])
     with progress_bar("Encrypting", json=True) as progress:
         assert progress is None
     monkeypatch.setattr(sys, "stderr", io.StringIO())
@@ -28,9 +30,9 @@ def test_no_bar_without_a_terminal_or_with_json(terminal, monkeypatch):
     assert sys.stderr.getvalue() == terminal.getvalue() == ""
 
 
-def test_bar_appears_only_when_it_takes_long_and_is_removed(terminal, monkeypatch):
+def test_bar_appears_only_when_it_takes_long_and_is_removed(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    terminal = terminal_at_time(monkeypatch, now)
     with progress_bar("Encrypting") as progress:
         progress(10, 100)
         assert terminal.getvalue() == ""
@@ -43,13 +45,19 @@ def test_bar_appears_only_when_it_takes_long_and_is_removed(terminal, monkeypatc
     assert terminal.getvalue().split("\r")[-2].strip() == ""
 
 
-def test_bar_is_removed_after_an_error(terminal, monkeypatch):
+def test_bar_is_removed_after_an_error(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with pytest.raises(ZeroDivisionError), progress_bar("Encrypting") as progress:
-        now[0] = 2.0
-        progress(50, 100)
-        raise ZeroDivisionError
+    terminal = terminal_at_time(monkeypatch, now)
+
+    def fails():
+        with progress_bar("Encrypting") as progress:
+            now[0] = 2.0
+            progress(50, 100)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert "50%" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r")
 
 
