@@ -21,6 +21,7 @@ OWNERS = {
     "keras.src": {"_core/keras_internals.py"},
     "dp_accounting": {"privacy/accounting.py"},
     "cryptography": {
+        "integrity/algorithms.py",
         "integrity/key_loading.py",
         "integrity/keys.py",
         "integrity/passphrase.py",

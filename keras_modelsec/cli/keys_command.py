@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from keras_modelsec.cli.passwords import add_password_options, password_from
-from keras_modelsec.integrity.keys import generate_keys
-from keras_modelsec.integrity.signing_key import CURVES
+from keras_modelsec.integrity.algorithms import ALGORITHMS, CURVES
+from keras_modelsec.integrity.keys import WRAPPINGS, generate_keys
 
 
 def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
@@ -13,7 +13,8 @@ def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "keygen",
         help="make a key pair",
-        description="Make an ECDSA key pair as two PEM files; existing files are not replaced.",
+        description="Make a key pair as two PEM files; existing files are not replaced. ECDSA keys "
+        "(p256, p384, p521) sign in OpenSSF's format; ed25519 and ml-dsa-65 keys co-sign.",
     )
     parser.add_argument("private", metavar="PRIVATE", help="where the private key goes")
     parser.add_argument(
@@ -22,7 +23,16 @@ def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
         nargs="?",
         help="where the public key goes (default: PRIVATE with the ending .pub)",
     )
-    parser.add_argument("--curve", choices=list(CURVES), default="p256", help="default: p256")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--algorithm", choices=list(ALGORITHMS), help="default: p256")
+    kind.add_argument("--curve", choices=CURVES, help="older name of --algorithm")
+    parser.add_argument(
+        "--wrapping",
+        choices=WRAPPINGS,
+        default=WRAPPINGS[0],
+        help="how a password protects the key: argon2id (default; read by this package only) or "
+        "pkcs8 (weaker; read by OpenSSL too)",
+    )
     parser.add_argument("--force", action="store_true", help="replace existing files")
     add_password_options(parser)
     parser.set_defaults(command=run_keygen)
@@ -31,10 +41,12 @@ def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_keygen(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the subcommand."""
+    algorithm = options.algorithm or options.curve or "p256"
     pair = generate_keys(
         options.private,
         options.public,
-        curve=options.curve,
+        algorithm=algorithm,
+        wrapping=options.wrapping,
         password=password_from(options, confirm=True),
         overwrite=options.force,
     )
@@ -42,6 +54,6 @@ def run_keygen(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "private": private,
         "public": public,
-        "curve": options.curve,
+        "algorithm": algorithm,
         "message": f"Private key (keep it secret): {private}\nPublic key (give it out): {public}",
     }

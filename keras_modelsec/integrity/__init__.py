@@ -20,6 +20,8 @@ from keras_modelsec.integrity.errors import (
     UntrustedKeyError,
     WrongPasswordError,
 )
+from keras_modelsec.integrity.external_signer import ExternalSigner
+from keras_modelsec.integrity.key_loading import load_signing_key
 from keras_modelsec.integrity.keys import KeyPair, generate_keys
 from keras_modelsec.integrity.secrets import EnvironmentVariable
 from keras_modelsec.integrity.signing import sign
@@ -39,10 +41,12 @@ _NEED_KERAS = {
 __all__ = [
     # keys
     "EnvironmentVariable",
+    "ExternalSigner",
     "KeyPair",
     "SigningKey",
     "VerifyingKey",
     "generate_keys",
+    "load_signing_key",
     # sign, verify, load
     "SignOnSave",
     "load_verified_model",

@@ -1,4 +1,4 @@
-"""Reads signing keys and trusted keys from what the user has: a path, PEM, or a key object.
+"""Reads signing keys and trusted keys from what the user has: a path, PEM, an object, a callable.
 
 Owns the messages about unusable keys. No message ever repeats key material, nor a text that may be
 key material.
@@ -6,23 +6,27 @@ key material.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from keras_modelsec.integrity import pem_encryption
+from keras_modelsec.integrity.algorithms import (
+    ALGORITHMS,
+    is_mldsa_pem,
+    kind_of_key,
+    mldsa_is_missing,
+)
 from keras_modelsec.integrity.errors import KeyFormatError, WrongPasswordError
 from keras_modelsec.integrity.secrets import Password, resolve_password
-from keras_modelsec.integrity.signing_key import SigningKey, VerifyingKey
+from keras_modelsec.integrity.signing_key import PrivateKey, PublicKey, SigningKey, VerifyingKey
 
 PrivateKeySource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | ec.EllipticCurvePrivateKey | SigningKey"
+    "str | os.PathLike[str] | bytes | PrivateKey | SigningKey | Callable[[], Any]"
 )
-PublicKeySource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | ec.EllipticCurvePublicKey | VerifyingKey"
-)
+PublicKeySource: TypeAlias = "str | os.PathLike[str] | bytes | PublicKey | VerifyingKey"
 TrustedKeys: TypeAlias = "PublicKeySource | Iterable[PublicKeySource]"
 
 _MAX_KEY_BYTES = 64 << 10
@@ -36,18 +40,29 @@ def load_signing_key(source: PrivateKeySource, password: Password = None) -> Sig
     """Reads a private key.
 
     Args:
-        source: Path of a PEM file, PEM text or bytes, a `cryptography` elliptic-curve private key,
-            or a `SigningKey`.
+        source: Path of a PEM file, PEM text or bytes, a `cryptography` private key, a `SigningKey`
+            (`ExternalSigner` is one), or a callable that returns PEM or a key:
+            `EnvironmentVariable(name)` for a variable that holds PEM, or a function that asks a
+            secret store. What a callable returns is never taken for a path.
         password: What the key is encrypted with: str, bytes, or a callable that returns it.
 
     Raises:
-        KeyFormatError: If it is no PEM ECDSA private key on P-256, P-384 or P-521.
+        KeyFormatError: If it is no PEM private key of a known algorithm (ECDSA on P-256, P-384 or
+            P-521, Ed25519, ML-DSA-65).
         WrongPasswordError: If the password is wrong, missing, or given for a key that has none.
         FileNotFoundError, PermissionError: If the file cannot be read.
+
+    Example:
+    ```python
+    key = ms.integrity.load_signing_key("owner.pem")
+    ms.sign("model.keras", key)  # reads no key file, asks for no password
+    ```
     """
+    if callable(source):
+        source = _call(source)
     if isinstance(source, SigningKey):
         return source
-    if isinstance(source, ec.EllipticCurvePrivateKey):
+    if _is_private_key(source):
         return SigningKey(source)
     pem, origin = _read_pem(source, _PRIVATE)
     label = _key_label(pem, _PRIVATE, origin)
@@ -56,8 +71,7 @@ def load_signing_key(source: PrivateKeySource, password: Password = None) -> Sig
     if label == "OPENSSH PRIVATE KEY":
         _refuse(_PRIVATE, "a PKCS#8 or SEC1 key", origin, "a key in OpenSSH's own format", _REMEDY)
     key = _decrypt(pem, resolve_password(password), origin)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        _refuse(_PRIVATE, "an ECDSA key", origin, f"a {_kind(key)} key", _REMEDY)
+    _check_kind(key, _PRIVATE, origin)
     return SigningKey(key)
 
 
@@ -65,22 +79,18 @@ def load_trusted_keys(source: TrustedKeys) -> dict[str, VerifyingKey]:
     """Reads the public keys that a signature may be made with.
 
     Args:
-        source: Path of a PEM file, PEM text or bytes, a `cryptography` elliptic-curve public key, a
+        source: Path of a PEM file, PEM text or bytes, a `cryptography` public key, a
             `VerifyingKey`, or a list of these. At least one.
 
     Returns:
         The keys by their hints.
 
     Raises:
-        KeyFormatError: If one is no PEM ECDSA public key on P-256, P-384 or P-521.
+        KeyFormatError: If one is no PEM public key of a known algorithm.
         ValueError: If there is none.
         FileNotFoundError, PermissionError: If a file cannot be read.
     """
-    single = isinstance(source, (str, os.PathLike, bytes, ec.EllipticCurvePublicKey, VerifyingKey))
-    if not single and not isinstance(source, (list, tuple, set, frozenset)):
-        _refuse(_PUBLIC, "a public key or a list of them", "", type(source).__name__, _REMEDY)
-    sources: Any = [source] if single else source
-    keys = [_load_verifying_key(item) for item in sources]
+    keys = [load_verifying_key(item) for item in as_list(source)]
     if not keys:
         raise ValueError(
             "`trusted_keys` must name at least one public key. Received: an empty list. "
@@ -89,29 +99,79 @@ def load_trusted_keys(source: TrustedKeys) -> dict[str, VerifyingKey]:
     return {key.hint: key for key in keys}
 
 
-def _load_verifying_key(source: Any) -> VerifyingKey:
+def as_list(source: Any, argument: str = _PUBLIC) -> list[Any]:
+    """`source` if it is a list, tuple or set, as a list; otherwise a list of it alone."""
+    if isinstance(source, (list, tuple, set, frozenset)):
+        return list(source)
+    if isinstance(source, Iterable) and not isinstance(source, (str, bytes, os.PathLike)):
+        _refuse(argument, "a public key or a list of them", "", type(source).__name__, _REMEDY)
+    return [source]
+
+
+def load_verifying_key(source: PublicKeySource, argument: str = _PUBLIC) -> VerifyingKey:
+    """Reads one public key.
+
+    Args:
+        source: Path of a PEM file, PEM text or bytes, a `cryptography` public key, or a
+            `VerifyingKey`.
+        argument: What the user calls it, for messages.
+
+    Raises:
+        KeyFormatError: If it is no PEM public key of a known algorithm.
+        FileNotFoundError, PermissionError: If the file cannot be read.
+    """
     if isinstance(source, VerifyingKey):
         return source
-    if isinstance(source, ec.EllipticCurvePublicKey):
+    if _is_public_key(source):
         return VerifyingKey(source)
-    pem, origin = _read_pem(source, _PUBLIC)
-    label = _key_label(pem, _PUBLIC, origin)
+    pem, origin = _read_pem(source, argument)
+    label = _key_label(pem, argument, origin)
     if label.endswith("PRIVATE KEY"):
         remedy = "Pass the public key: who only verifies must not hold the private one."
-        _refuse(_PUBLIC, "public keys", origin, "a private key", remedy)
+        _refuse(argument, "public keys", origin, "a private key", remedy)
+    if label == "CERTIFICATE":
+        remedy = "Wrap root certificates as keras_modelsec.integrity.TrustedRoots."
+        _refuse(argument, "PEM public keys", origin, "a CERTIFICATE", remedy)
     if label != "PUBLIC KEY":
-        _refuse(_PUBLIC, "PEM public keys (SubjectPublicKeyInfo)", origin, f"a {label}", _REMEDY)
+        _refuse(argument, "PEM public keys (SubjectPublicKeyInfo)", origin, f"a {label}", _REMEDY)
     try:
         key = serialization.load_pem_public_key(pem)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        _refuse(_PUBLIC, "PEM public keys", origin, "PEM that does not decode", _REMEDY)
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        _refuse(_PUBLIC, "ECDSA keys", origin, f"a {_kind(key)} key", _REMEDY)
+        _refuse_undecodable(pem, argument, "PEM public keys", origin)
+    _check_kind(key, argument, origin)
     return VerifyingKey(key)
 
 
+def _call(source: Callable[[], Any]) -> Any:
+    value = source()
+    if isinstance(value, str) and "-----BEGIN" not in value:
+        origin = f" from {type(source).__name__}"
+        _refuse(
+            _PRIVATE, "PEM when it comes from a callable", origin, "a text that is none", _REMEDY
+        )
+    if not isinstance(value, (str, bytes, SigningKey)) and not _is_private_key(value):
+        rule = "a callable that returns PEM or a private key"
+        _refuse(_PRIVATE, rule, "", f"one that returned {type(value).__name__}", _REMEDY)
+    return value
+
+
+def _is_private_key(value: Any) -> bool:
+    return hasattr(value, "private_bytes") and hasattr(value, "public_key")
+
+
+def _is_public_key(value: Any) -> bool:
+    return hasattr(value, "public_bytes") and hasattr(value, "verify")
+
+
+def _check_kind(key: Any, argument: str, origin: str) -> None:
+    if not any(algorithm.owns(key) for algorithm in ALGORITHMS.values()):
+        rule = f"of one of the algorithms {', '.join(ALGORITHMS)}"
+        _refuse(argument, rule, origin, f"a key of {kind_of_key(key)}", _REMEDY)
+
+
 def _decrypt(pem: bytes, password: bytes | None, origin: str) -> Any:
-    encrypted = b"-----BEGIN ENCRYPTED" in pem or b"Proc-Type: 4,ENCRYPTED" in pem
+    own = pem_encryption.is_wrapped(pem)
+    encrypted = own or b"-----BEGIN ENCRYPTED" in pem or b"Proc-Type: 4,ENCRYPTED" in pem
     if encrypted and password is None:
         raise WrongPasswordError(
             f"`password` must be given for an encrypted key. Received: password=None{origin}. Pass "
@@ -124,14 +184,27 @@ def _decrypt(pem: bytes, password: bytes | None, origin: str) -> Any:
             "Check that this is the intended key file."
         )
     try:
+        if own and password is not None:
+            return serialization.load_der_private_key(pem_encryption.unwrap(pem, password), None)
         return serialization.load_pem_private_key(pem, password)
+    except WrongPasswordError:
+        pass
+    except KeyFormatError as error:
+        error.args = (f"{error}{origin}",)
+        raise
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        if not encrypted:
-            _refuse(_PRIVATE, "a PEM private key", origin, "PEM that does not decode", _REMEDY)
+        if not encrypted or own:
+            _refuse_undecodable(pem, _PRIVATE, "a PEM private key", origin)
     raise WrongPasswordError(
         f"`password` must be the one the key was encrypted with. Received: another{origin}, "
         "or the key file is damaged."
     )
+
+
+def _refuse_undecodable(pem: bytes, argument: str, rule: str, origin: str) -> NoReturn:
+    if is_mldsa_pem(pem):
+        raise mldsa_is_missing()
+    _refuse(argument, rule, origin, "PEM that does not decode", _REMEDY)
 
 
 def _read_pem(source: Any, argument: str) -> tuple[bytes, str]:
@@ -140,7 +213,7 @@ def _read_pem(source: Any, argument: str) -> tuple[bytes, str]:
     if isinstance(source, bytes):
         return source, ""
     if not isinstance(source, (str, os.PathLike)):
-        rule = "a path, PEM, or an elliptic-curve key object"
+        rule = "a path, PEM, or a key object"
         _refuse(argument, rule, "", type(source).__name__, _REMEDY)
     shown = "a text" if _MAYBE_KEY.fullmatch(os.fspath(source)) else repr(os.fspath(source))
     try:
@@ -162,10 +235,6 @@ def _key_label(pem: bytes, argument: str, origin: str) -> str:
         found = "no PEM" if not labels else f"PEM with {len(labels)} parts"
         _refuse(argument, "PEM with exactly one key", origin, found, _REMEDY)
     return labels[0]
-
-
-def _kind(key: Any) -> str:
-    return type(key).__name__.removesuffix("PrivateKey").removesuffix("PublicKey").strip("_")
 
 
 def _refuse(argument: str, rule: str, origin: str, received: str, remedy: str) -> NoReturn:

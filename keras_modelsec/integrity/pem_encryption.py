@@ -1,16 +1,30 @@
-"""Encrypts a private key for storage: PKCS#8 with PBES2, in PEM.
+"""Encrypts a private key for storage, in PEM: Argon2id in a block of our own, or PKCS#8 with PBES2.
 
-Owns the key derivation and its strength, because `cryptography`'s own `BestAvailableEncryption`
-stops at 2,048 rounds of PBKDF2. What is written here is standard (RFC 8018, RFC 5958) and is read
-by `cryptography`, OpenSSL and everything built on them.
+Owns both forms and, for PKCS#8, the strength of the key derivation, because `cryptography`'s own
+`BestAvailableEncryption` stops at 2,048 rounds of PBKDF2. What is written as PKCS#8 is standard
+(RFC 8018, RFC 5958) and is read by `cryptography`, OpenSSL and everything built on them; the other
+form is read by this package alone (docs/adr/0013 says why it is the default).
 """
 
 import base64
+import binascii
 import os
+import re
 
 from cryptography.hazmat.primitives import hashes, padding
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
+
+from keras_modelsec.integrity import passphrase
+from keras_modelsec.integrity.errors import KeyFormatError
+
+_WRAPPED_LABEL = b"MODELSEC ENCRYPTED PRIVATE KEY"
+_PKCS8_LABEL = b"ENCRYPTED PRIVATE KEY"
+_WRAPPED = re.compile(
+    rb"\s*-----BEGIN %b-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END %b-----\s*"
+    % (_WRAPPED_LABEL, _WRAPPED_LABEL)
+)
+_PURPOSE = b"keras_modelsec private key"
 
 KDF_ROUNDS = 1_000_000  # PBKDF2-HMAC-SHA-512; OWASP 2023 asks for 210,000
 _SALT_BYTES = 16
@@ -22,6 +36,47 @@ _PBKDF2 = bytes.fromhex("06092a864886f70d01050c")
 _HMAC_SHA512 = bytes.fromhex("06082a864886f70d020b")
 _AES256_CBC = bytes.fromhex("060960864801650304012a")
 _NULL = b"\x05\x00"
+
+
+def wrap(der: bytes, password: bytes) -> bytes:
+    """Encrypts a private key under a password: Argon2id (64 MiB, 3 passes), then AES-256-GCM.
+
+    Args:
+        der: The key as PKCS#8 `PrivateKeyInfo` in DER.
+        password: Not empty.
+
+    Returns:
+        `-----BEGIN MODELSEC ENCRYPTED PRIVATE KEY-----` PEM around what `passphrase.wrap` returns.
+
+    Raises:
+        KeyFormatError: If OpenSSL here has no Argon2id.
+    """
+    return _pem(passphrase.wrap(der, password, purpose=_PURPOSE), _WRAPPED_LABEL)
+
+
+def unwrap(pem: bytes, password: bytes) -> bytes:
+    """The PKCS#8 DER that `wrap` encrypted.
+
+    Raises:
+        WrongPasswordError: If the password is another, or the file was altered.
+        KeyFormatError: If it is no such PEM, or asks for an absurd cost.
+    """
+    found = _WRAPPED.fullmatch(pem)
+    try:
+        blob = base64.b64decode(b"".join(found[1].split()), validate=True) if found else b""
+    except binascii.Error:
+        blob = b""
+    if not blob:
+        raise KeyFormatError(
+            f"An encrypted key must be base64 between its {_WRAPPED_LABEL.decode()} lines. "
+            "Received: something else. The file was damaged."
+        )
+    return passphrase.unwrap(blob, password, purpose=_PURPOSE)
+
+
+def is_wrapped(pem: bytes) -> bool:
+    """Whether `pem` is in the form that `wrap` writes."""
+    return b"-----BEGIN " + _WRAPPED_LABEL in pem
 
 
 def encrypt_pkcs8(der: bytes, password: bytes) -> bytes:
@@ -51,7 +106,7 @@ def encrypt_pkcs8(der: bytes, password: bytes) -> bytes:
     derivation = _sequence(_octets(salt), _integer(KDF_ROUNDS), _sequence(_HMAC_SHA512, _NULL))
     scheme = _sequence(_AES256_CBC, _octets(initial_vector))
     parameters = _sequence(_sequence(_PBKDF2, derivation), scheme)
-    return _pem(_sequence(_sequence(_PBES2, parameters), _octets(ciphertext)))
+    return _pem(_sequence(_sequence(_PBES2, parameters), _octets(ciphertext)), _PKCS8_LABEL)
 
 
 def _tagged(tag: int, content: bytes) -> bytes:
@@ -74,8 +129,7 @@ def _integer(value: int) -> bytes:
     return _tagged(0x02, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
-def _pem(der: bytes) -> bytes:
+def _pem(der: bytes, label: bytes) -> bytes:
     text = base64.b64encode(der)
     lines = [text[start : start + 64] for start in range(0, len(text), 64)]
-    label = b"ENCRYPTED PRIVATE KEY-----"
-    return b"\n".join([b"-----BEGIN " + label, *lines, b"-----END " + label, b""])
+    return b"\n".join([b"-----BEGIN %b-----" % label, *lines, b"-----END %b-----" % label, b""])

@@ -31,9 +31,19 @@ def test_golden_signature_verifies_and_an_edited_byte_does_not(tmp_path, model, 
         verify(folder / model, folder / f"{curve}.pub", signature_path=signature)
 
 
-def test_golden_encrypted_key_is_readable():
-    key = load_signing_key(GOLDEN / "TEST-ONLY-encrypted-p256.pem", "test-only")
-    assert key.verifying_key.curve == "secp256r1"
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [
+        ("TEST-ONLY-encrypted-p256.pem", "ecdsa-p256"),
+        ("TEST-ONLY-argon2id-p256.pem", "ecdsa-p256"),
+        ("TEST-ONLY-argon2id-ed25519.pem", "ed25519"),
+        ("TEST-ONLY-argon2id-ml-dsa-65.pem", "ml-dsa-65"),
+    ],
+)
+def test_golden_encrypted_key_is_readable(name, algorithm):
+    key = load_signing_key(GOLDEN / name, "test-only")
+    assert key.algorithm == algorithm
+    key.verifying_key.check(key.sign(b"data"), b"data")
 
 
 def regenerate(scratch: Path) -> None:
@@ -51,6 +61,9 @@ def regenerate(scratch: Path) -> None:
             sign(GOLDEN / model, private, signature_path=GOLDEN / f"{name}.keras-modelsec.sig")
             signer = reference.Config().use_elliptic_key_signer(private_key=private)
             signer.sign(GOLDEN / model, GOLDEN / f"{name}.model-signing-1.1.1.sig")
-    generate_keys(
-        GOLDEN / "TEST-ONLY-encrypted-p256.pem", scratch / "unused.pub", password="test-only"
-    )
+    public, password = scratch / "unused.pub", "test-only"
+    pkcs8 = GOLDEN / "TEST-ONLY-encrypted-p256.pem"
+    generate_keys(pkcs8, public, password=password, wrapping="pkcs8")
+    for name in ("p256", "ed25519", "ml-dsa-65"):
+        wrapped = GOLDEN / f"TEST-ONLY-argon2id-{name}.pem"
+        generate_keys(wrapped, public, algorithm=name, password=password, overwrite=True)

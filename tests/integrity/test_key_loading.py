@@ -3,9 +3,16 @@ import pickle
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, mldsa, rsa
 
-from keras_modelsec.integrity import KeyFormatError, SigningKey, WrongPasswordError
+from keras_modelsec.integrity import (
+    EnvironmentVariable,
+    KeyFormatError,
+    SigningKey,
+    WrongPasswordError,
+    algorithms,
+    generate_keys,
+)
 from keras_modelsec.integrity.key_loading import load_signing_key, load_trusted_keys
 
 
@@ -29,7 +36,8 @@ def raw_key():
 def foreign_keys():
     return {
         "RSA": rsa.generate_private_key(65537, 2048),
-        "Ed25519": ed25519.Ed25519PrivateKey.generate(),
+        "Ed448": ed448.Ed448PrivateKey.generate(),
+        "MLDSA44": mldsa.MLDSA44PrivateKey.generate(),
         "secp256k1": ec.generate_private_key(ec.SECP256K1()),
         "secp224r1": ec.generate_private_key(ec.SECP224R1()),
         "brainpoolP256r1": ec.generate_private_key(ec.BrainpoolP256R1()),
@@ -67,9 +75,15 @@ def test_older_forms_of_the_private_key_are_read(raw_key):
     assert load_signing_key(parameters + private_pem(raw_key, form))
 
 
-@pytest.mark.parametrize("name", ["RSA", "Ed25519", "secp256k1", "secp224r1", "brainpoolP256r1"])
+@pytest.mark.parametrize(
+    "name", ["RSA", "Ed448", "MLDSA44", "secp256k1", "secp224r1", "brainpoolP256r1"]
+)
 def test_other_kinds_and_curves_are_refused(foreign_keys, name):
     key = foreign_keys[name]
+    with pytest.raises(KeyFormatError, match=f"(?i)must be .*{name}.*generate_keys"):
+        load_signing_key(key)
+    with pytest.raises(KeyFormatError, match=f"(?i)must be .*{name}.*generate_keys"):
+        load_trusted_keys(key.public_key())
     with pytest.raises(KeyFormatError, match=f"(?i)must be .*{name}.*generate_keys"):
         load_signing_key(private_pem(key))
     with pytest.raises(KeyFormatError, match=f"(?i)must be .*{name}.*generate_keys"):
@@ -153,3 +167,70 @@ def test_signing_key_shows_and_pickles_nothing(raw_key):
     with pytest.raises(TypeError, match="must not be pickled"):
         pickle.dumps(key)
     assert copy.deepcopy(key) is key
+
+
+@pytest.fixture(scope="module")
+def other_kinds():
+    return {
+        "ed25519": ed25519.Ed25519PrivateKey.generate(),
+        "ml-dsa-65": mldsa.MLDSA65PrivateKey.generate(),
+    }
+
+
+@pytest.mark.parametrize("name", ["ed25519", "ml-dsa-65"])
+def test_other_algorithms_are_taken_in_every_form(tmp_path, other_kinds, name):
+    raw = other_kinds[name]
+    (tmp_path / "key.pem").write_bytes(private_pem(raw))
+    (tmp_path / "key.pub").write_bytes(public_pem(raw))
+    keys = [load_signing_key(s) for s in (raw, private_pem(raw), tmp_path / "key.pem")]
+    trusted = load_trusted_keys([raw.public_key(), public_pem(raw), tmp_path / "key.pub"])
+    assert {key.verifying_key.hint for key in keys} == set(trusted)
+    assert {key.algorithm for key in keys} == {name}
+    trusted[keys[0].verifying_key.hint].check(keys[1].sign(b"data"), b"data")
+
+
+def test_private_key_comes_from_a_callable(raw_key):
+    pem = private_pem(raw_key)
+    hint = SigningKey(raw_key).verifying_key.hint
+    for value in (pem, pem.decode(), raw_key, SigningKey(raw_key)):
+        assert load_signing_key(lambda value=value: value).verifying_key.hint == hint
+
+
+def test_private_key_comes_from_an_environment_variable_with_its_password(tmp_path, monkeypatch):
+    private, _ = generate_keys(tmp_path / "owner.pem", password="geheim")
+    monkeypatch.setenv("OWNER_KEY", private.read_text())
+    monkeypatch.setenv("OWNER_PASSWORD", "geheim")
+    source = EnvironmentVariable("OWNER_KEY")
+    assert load_signing_key(source, EnvironmentVariable("OWNER_PASSWORD")).sign(b"data")
+    monkeypatch.delenv("OWNER_KEY")
+    with pytest.raises(ValueError, match="OWNER_KEY must hold"):
+        load_signing_key(source, "geheim")
+
+
+@pytest.mark.parametrize("value", ["owner.pem", "geheim", "/etc/passwd", None, 3, object()])
+def test_what_a_callable_returns_is_no_path_and_is_not_repeated(value):
+    with pytest.raises(KeyFormatError) as caught:
+        load_signing_key(lambda: value)
+    assert str(value) not in str(caught.value) or value is None
+
+
+@pytest.mark.parametrize("module", [None, algorithms.mldsa])
+def test_without_mldsa_the_error_names_the_versions_needed(monkeypatch, other_kinds, module):
+    """Stands for cryptography < 48; `None` is what an ImportError leaves."""
+    from cryptography.hazmat.backends.openssl import backend
+
+    raw = other_kinds["ml-dsa-65"]
+    sources = private_pem(raw), public_pem(raw)
+
+    def unsupported(*arguments, **options):
+        raise ValueError("unsupported algorithm")
+
+    monkeypatch.setattr(algorithms, "mldsa", module)
+    monkeypatch.setattr(type(backend), "mldsa_supported", lambda self: False)
+    monkeypatch.setattr(serialization, "load_pem_private_key", unsupported)
+    monkeypatch.setattr(serialization, "load_pem_public_key", unsupported)
+    for load, source in zip((load_signing_key, load_trusted_keys), sources, strict=True):
+        with pytest.raises(KeyFormatError, match=r"cryptography >= 48 .*OpenSSL >= 3\.5.*Received"):
+            load(source)
+    with pytest.raises(KeyFormatError, match="cryptography >= 48"):
+        algorithms.ALGORITHMS["ml-dsa-65"].generate()
