@@ -1,10 +1,16 @@
 """`modelsec sign` and `modelsec verify`."""
 
 import argparse
+import json
 from typing import Any
 
 from keras_modelsec.cli.passwords import add_password_options, password_from
+from keras_modelsec.cli.progress import progress_bar
+from keras_modelsec.integrity.errors import WrongPasswordError
+from keras_modelsec.integrity.key_loading import load_signing_key
+from keras_modelsec.integrity.secrets import Password
 from keras_modelsec.integrity.signing import sign
+from keras_modelsec.integrity.signing_key import SigningKey
 from keras_modelsec.integrity.verifying import verify
 
 
@@ -13,11 +19,32 @@ def add_sign(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "sign",
         help="sign a model file or folder",
-        description="Sign a model file, or all files of a folder.",
+        description="Sign a model file, or all files of a folder: NAME.sig in the OpenSSF format "
+        "and NAME.modelsec.json, which also names tensors, version and provenance.",
     )
     parser.add_argument("path", metavar="PATH", help="the file or folder")
     parser.add_argument("--key", required=True, metavar="PRIVATE", help="the private key (PEM)")
+    parser.add_argument(
+        "--co-key",
+        action="append",
+        default=[],
+        metavar="PRIVATE",
+        help="a key that signs NAME.modelsec.json too, e.g. ML-DSA-65; not encrypted, or with the "
+        "same password; may be given again",
+    )
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
+    parser.add_argument("--name", help="what the model is called (default: as before, or its file)")
+    parser.add_argument(
+        "--model-version", type=int, metavar="N", help="default: one more than before, or 1"
+    )
+    parser.add_argument(
+        "--provenance", metavar="FILE", help="a JSON object that says where the model comes from"
+    )
+    parser.add_argument(
+        "--reuse-unchanged",
+        action="store_true",
+        help="do not hash files again that cannot have changed since they were signed",
+    )
     add_password_options(parser)
     parser.set_defaults(command=run_sign)
     return parser
@@ -25,17 +52,45 @@ def add_sign(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_sign(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `sign`."""
-    signature = sign(
-        options.path,
-        options.key,
-        signature_path=options.signature,
-        password=password_from(options),
-    )
+    password = password_from(options)
+    with progress_bar("Hashing", json=options.json) as progress:
+        signature = sign(
+            options.path,
+            options.key,
+            signature_path=options.signature,
+            password=password,
+            co_signing_keys=[_co_key(path, password) for path in options.co_key],
+            name=options.name,
+            version=options.model_version,
+            provenance=_read_json(options.provenance),
+            reuse_unchanged=options.reuse_unchanged,
+            progress=progress,
+        )
     return {
         "path": options.path,
         "signature": str(signature),
         "message": f"Signed {options.path}: {signature}",
     }
+
+
+def _co_key(path: str, password: Password) -> SigningKey:
+    try:
+        return load_signing_key(path)
+    except WrongPasswordError:
+        return load_signing_key(path, password)
+
+
+def _read_json(path: str | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as file:
+        value = json.load(file)
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"--provenance must name a file with a JSON object. Received: {path!r}, which holds "
+            f"a {type(value).__name__}."
+        )
+    return value
 
 
 def add_verify(subparsers: Any) -> argparse.ArgumentParser:
@@ -60,5 +115,6 @@ def add_verify(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_verify(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `verify`."""
-    verify(options.path, options.key, signature_path=options.signature)
+    with progress_bar("Hashing", json=options.json) as progress:
+        verify(options.path, options.key, signature_path=options.signature, progress=progress)
     return {"path": options.path, "message": f"Verified {options.path}"}

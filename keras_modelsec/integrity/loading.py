@@ -1,30 +1,40 @@
 """Loads models whose bytes have been verified: those very bytes, with no second read of the path.
 
-The file is copied into a folder of this process's user alone while it is hashed; the digest of what
-was written is what the signature is checked against, and the copy is what Keras reads. Whoever
-changes the original, before, during or after, changes nothing that is loaded.
+Owns which checks stand between a verified copy (verified_copy.py) and Keras. A signature says who
+made a file, not that it is harmless; so a signed file too must be nothing but what Keras writes,
+and carry no code that the caller has not allowed.
 """
 
 import contextlib
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 
 from keras_modelsec._core import keras_internals
 from keras_modelsec._core.checks import check_boolean
 from keras_modelsec.integrity import files
-from keras_modelsec.integrity.errors import UnsafeModelError
-from keras_modelsec.integrity.keras_archive import check_archive
-from keras_modelsec.integrity.key_loading import TrustedKeys, load_trusted_keys
-from keras_modelsec.integrity.manifest import SINGLE_FILE, Manifest
-from keras_modelsec.integrity.verifying import check_model
+from keras_modelsec.integrity.config_checks import check_allow
+from keras_modelsec.integrity.errors import CodeInModelError, UnsafeModelError
+from keras_modelsec.integrity.keras_archive import (
+    Permissions,
+    check_file,
+    check_folder,
+    check_shards,
+)
+from keras_modelsec.integrity.key_loading import TrustedKeys
+from keras_modelsec.integrity.trust import load_trust
+from keras_modelsec.integrity.verified_copy import private_copy
 
 _MODEL_ENDINGS = (".keras", ".h5", ".hdf5")
-_WEIGHT_ENDINGS = (".weights.h5", ".keras")
+_WEIGHT_ENDINGS = (".weights.h5", ".keras", ".h5", ".hdf5")
+_CHECKED_BY_SAFE_MODE = frozenset(
+    {"Lambda", "TFSMLayer", "TorchModuleWrapper"}
+    | {"StringLookup", "IntegerLookup", "TextVectorization"}
+)
+_Result = TypeVar("_Result")
 
 
 def load_verified_model(
@@ -34,45 +44,83 @@ def load_verified_model(
     signature_path: "str | os.PathLike[str] | None" = None,
     custom_objects: Mapping[str, Any] | None = None,
     compile: bool = True,
+    allow: Collection[str] = (),
+    call_endpoint: str = "serve",
 ) -> keras.Model:
     """Loads a model, from exactly the bytes that a trusted key signed.
 
-    Nothing of the file is parsed before its signature and digest are verified. Keras's safe mode is
-    on and cannot be turned off here: a model with a Lambda layer or other pickled code is refused.
+    Nothing of the file is parsed before its signature and digest are verified. Then, before Keras
+    reads it, a file that does anything but hold a model is refused, whoever signed it: archives
+    and HDF5 files of another make than Keras's own, tensors that lie in other files or grow when
+    read, and configurations that name anything but Keras's building blocks, registered classes and
+    `custom_objects`. The parts of Keras that run code or read files are refused at any depth unless
+    they are named in `allow`.
 
-    Needs free space for one copy of the file where the system keeps temporary files (`TMPDIR`). The
-    copy is deleted when the model is loaded. It does not protect from an attacker who already runs
-    as this user or as root, nor from a malicious owner of a trusted key.
+    A SavedModel is a program, which can read and write files when it runs. It is loaded only with
+    `allow=("TFSMLayer",)`, as a `keras.Sequential` around one `keras.layers.TFSMLayer`, which can
+    predict and be trained further, and must be loaded again from its signed folder, not saved.
+
+    Needs free space for one copy of the file where the system keeps temporary files (`TMPDIR`; for
+    a model larger than half the free memory, Keras needs as much once more). The copy is deleted
+    when the model is loaded. It does not protect from an attacker who already runs as this user or
+    as root, nor from errors in the HDF5 library itself, nor from a configuration of layers too
+    large for the memory, nor does it judge the code that `allow` and `custom_objects` let in.
 
     Args:
-        path: A ".keras" file, or a legacy ".h5" whole-model file.
-        trusted_keys: Path of a PEM public key, PEM text or bytes, a `cryptography` key object, or a
-            list of these.
+        path: A ".keras" file, a legacy ".h5" whole-model file, a folder that
+            `model.save(path, zipped=False)` wrote, or a SavedModel folder of `model.export`.
+        trusted_keys: As in `verify`.
         signature_path: Where the signature is. Defaults to `path` with ".sig" added.
         custom_objects: As in `keras.models.load_model`. This package's classes need no mention.
         compile: Whether to compile the model as it was saved. Default True.
+        allow: Which code-carrying parts the model may have, if you trust the code as you trust the
+            key: among "Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", and
+            "StringLookup", "IntegerLookup", "TextVectorization" with a vocabulary that names a
+            file. Default: none. Keras's safe mode is off only if such a part is there, all that
+            are there are named, and only while this file is loaded.
+        call_endpoint: Which function of a SavedModel to call. Default "serve", what `model.export`
+            writes.
 
     Returns:
         The model.
 
     Raises:
         SignatureError: As `verify` raises it, with its subclasses; nothing has been loaded then.
-        UnsafeModelError: If unsafe deserialization is enabled in Keras, which would override the
-            safe mode, or the archive holds members that Keras does not write.
+        CodeInModelError: An UnsafeModelError: the model has code-carrying parts not in `allow`;
+            they are in its attribute `parts`.
+        UnsafeModelError: If the file is not as Keras writes it, or unsafe deserialization is
+            enabled in Keras, which would override the safe mode.
         ValueError: If `path` is not of a kind that can be loaded, or Keras refuses its contents.
         FileNotFoundError: If there is nothing at `path`.
+        OSError: If there is no room for the copy.
 
     Example:
     ```python
     model = ms.load_verified_model("checkpoints/10.keras", trusted_keys=["owner.pub"])
     ```
+
+    Reference: docs/keras-cves.md, for the published attacks on Keras's loading and what of this
+    stops each.
     """
     check_boolean("compile", compile)
-    model_path = _check_ending(path, _MODEL_ENDINGS)
-    keys = load_trusted_keys(trusted_keys)
-    with _verified_copy(model_path, keys, signature_path) as copy:
-        return keras.models.load_model(
-            copy, custom_objects=custom_objects, compile=compile, safe_mode=True
+    permissions = Permissions(check_allow(allow), dict(custom_objects or {}))
+    with _verified(path, trusted_keys, signature_path, _MODEL_ENDINGS) as (copy, shown):
+        if (copy / "saved_model.pb").is_file():
+            return _load_saved_model(copy, shown, permissions, call_endpoint)
+        if copy.is_file():
+            found = check_file(copy, shown, permissions)
+        elif (copy / "config.json").is_file():
+            found = check_folder(copy, shown, permissions)
+        else:
+            raise _unknown_folder(shown, "a SavedModel or a model saved with zipped=False")
+        return _by_keras(
+            shown,
+            lambda: keras.models.load_model(
+                str(copy),
+                custom_objects=custom_objects,
+                compile=compile,
+                safe_mode=not found & _CHECKED_BY_SAFE_MODE,
+            ),
         )
 
 
@@ -85,37 +133,74 @@ def load_verified_weights(
 ) -> None:
     """Loads a model's weights, from exactly the bytes that a trusted key signed.
 
+    The same checks of archives and HDF5 files as in `load_verified_model` come before Keras reads
+    them. A configuration in the file is not read, so that it does not matter what it names.
+
     Args:
         model: A built model of the same architecture. It is untouched if verification fails.
-        path: A ".weights.h5" or ".keras" file.
-        trusted_keys: As in `load_verified_model`.
+        path: A ".weights.h5", ".keras" or legacy ".h5" file, or a signed folder with the
+            ".weights.json" and the shards that `model.save_weights(..., max_shard_size=)` wrote.
+            For a `tf.train` checkpoint, give `verified_copy`'s path to `tf.train.Checkpoint`;
+            for an Orbax checkpoint, to `model.load_weights`.
+        trusted_keys: As in `verify`.
         signature_path: Where the signature is. Defaults to `path` with ".sig" added.
 
     Raises:
         SignatureError: As `verify` raises it, with its subclasses.
         UnsafeModelError: As `load_verified_model` raises it.
         ValueError: If `path` is not of a kind that can be loaded, or the weights do not fit.
+        FileNotFoundError: If there is nothing at `path`.
+        OSError: If there is no room for the copy.
 
     Example:
     ```python
     ms.load_verified_weights(model, "best.weights.h5", "owner.pub")
     ```
     """
-    weights_path = _check_ending(path, _WEIGHT_ENDINGS)
-    keys = load_trusted_keys(trusted_keys)
-    with _verified_copy(weights_path, keys, signature_path) as copy:
-        model.load_weights(copy)
+    with _verified(path, trusted_keys, signature_path, _WEIGHT_ENDINGS) as (copy, shown):
+        if copy.is_file():
+            check_file(copy, shown, Permissions(weights_only=True))
+        elif any(copy.glob("*.weights.json")):
+            copy = check_shards(copy, shown)
+        else:
+            raise _unknown_folder(shown, "one with a .weights.json file and its shards")
+        _by_keras(shown, lambda: model.load_weights(str(copy)))
 
 
-def _check_ending(path: Any, endings: tuple[str, ...]) -> Path:
-    absolute = files.absolute_path(path)
-    if files.kind_of(absolute) != "file" or not absolute.name.endswith(endings):
+@contextlib.contextmanager
+def _verified(
+    path: Any, trusted_keys: TrustedKeys, signature_path: Any, endings: tuple[str, ...]
+) -> Iterator[tuple[Path, Path]]:
+    """Yields a verified copy, and the original's path for messages."""
+    shown = files.absolute_path(path)
+    name = "model"
+    if files.kind_of(shown) == "file":
+        name += _check_ending(shown, endings)
+    _refuse_unsafe_mode()
+    signature = files.absolute_path(signature_path) if signature_path else None
+    with private_copy(shown, load_trust(trusted_keys), signature, name) as copy:
+        yield copy, shown
+
+
+def _check_ending(path: Path, endings: tuple[str, ...]) -> str:
+    ending = next(
+        (ending for ending in (".weights.h5", *endings) if path.name.endswith(ending)), ""
+    )
+    if not path.name.endswith(endings):
         raise ValueError(
-            f"`path` must be a file that ends in {' or '.join(endings)}. "
-            f"Received: {str(absolute)!r}. Of other files and folders, `verify` checks the "
-            "signature, and the caller must see that they do not change before they are loaded."
+            f"`path` must be a folder or a file that ends in {' or '.join(endings)}. "
+            f"Received: {str(path)!r}. For other files, use `verified_copy`, whose copy any "
+            "loader can read."
         )
-    return absolute
+    return ending
+
+
+def _unknown_folder(shown: Path, kinds: str) -> ValueError:
+    return ValueError(
+        f"A folder to load must be {kinds}. Received: {str(shown)!r}, which is not. For other "
+        "folders (tf.train or Orbax checkpoints), use `verified_copy`, whose copy any loader can "
+        "read."
+    )
 
 
 def _refuse_unsafe_mode() -> None:
@@ -127,25 +212,27 @@ def _refuse_unsafe_mode() -> None:
         )
 
 
-@contextlib.contextmanager
-def _verified_copy(path: Path, keys: Any, signature_path: Any) -> Iterator[str]:
-    """Yields the path of a private copy of `path` whose bytes have been verified."""
-    _refuse_unsafe_mode()
-    signature = files.absolute_path(signature_path) if signature_path else None
-    with tempfile.TemporaryDirectory(prefix="keras-modelsec-") as folder:  # made with mode 0700
-        copy = Path(folder, "model" + _ending(path))
-
-        def copy_and_hash(_: str | None) -> Manifest:
-            copy.unlink(missing_ok=True)  # of an attempt during which the model was replaced
-            with open(copy, "xb") as file:
-                digest = files.hash_file(path, copy_to=file)
-            return Manifest(path.name, {SINGLE_FILE: digest})
-
-        check_model(path, keys, copy_and_hash, signature)
-        if copy.suffix == ".keras":
-            check_archive(copy, path)
-        yield str(copy)
+def _load_saved_model(
+    copy: Path, shown: Path, permissions: Permissions, call_endpoint: str
+) -> keras.Model:
+    if "TFSMLayer" not in permissions.allow:
+        raise CodeInModelError(
+            "A SavedModel is a program that can read and write files, and is loaded only if that "
+            f'is allowed. Received: {str(shown)!r}. If you trust it, pass allow=("TFSMLayer",).',
+            ["TFSMLayer"],
+        )
+    layer = _by_keras(shown, lambda: keras.layers.TFSMLayer(str(copy), call_endpoint=call_endpoint))
+    return keras.Sequential([layer])
 
 
-def _ending(path: Path) -> str:
-    return ".weights.h5" if path.name.endswith(".weights.h5") else path.suffix
+def _by_keras(shown: Path, load: Callable[[], _Result]) -> _Result:
+    """What Keras loads; its own refusals as they are, all other failures under one name."""
+    try:
+        return load()
+    except (ValueError, TypeError, NotImplementedError, ImportError):
+        raise
+    except Exception as error:
+        raise UnsafeModelError(
+            f"A model must be one that Keras can load. Received: {str(shown)!r}, on which it "
+            f"failed with {type(error).__name__}: {str(error)[:500]}"
+        ) from error

@@ -1,21 +1,16 @@
 """What a model is, for a signature: the names of its files and the digest of each.
 
-Owns the step from a path to names and digests, and the comparison of two of them. Knows nothing of
-signatures.
+Owns names, digests, and the comparison of two of them. Knows nothing of files and signatures.
 """
 
-import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from keras_modelsec.integrity import files
 from keras_modelsec.integrity.errors import ChangedFile, TamperedModelError, UnsafePathError
 
 SINGLE_FILE = "."
-_MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -57,26 +52,6 @@ def check_file_name(name: str) -> str:
             f"parts or backslashes. Received: {name!r}. Rename the file."
         )
     return name
-
-
-def describe(path: Path, *, skip: Iterable[str] = ()) -> Manifest:
-    """Hashes the file or every file of the folder at `path`.
-
-    Args:
-        path: An absolute path.
-        skip: Names inside the folder to leave out: the signature file itself, nothing else.
-
-    Raises:
-        FileNotFoundError: If there is nothing at `path`.
-        UnsafePathError: If a symbolic link, special file or impossible name is met.
-    """
-    if files.kind_of(path) == "file":
-        return Manifest(path.name, {SINGLE_FILE: files.hash_file(path)})
-    skipped = frozenset(skip)
-    names = sorted(check_file_name(n) for n in files.list_folder(path) if n not in skipped)
-    with ThreadPoolExecutor(min(_MAX_WORKERS, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(files.hash_file, (path / name for name in names)))
-    return Manifest(path.name, dict(zip(names, digests, strict=True)))
 
 
 def difference(expected: Manifest, actual: Manifest, path: Path) -> TamperedModelError:

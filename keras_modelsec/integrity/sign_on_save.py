@@ -112,11 +112,11 @@ class _SigningModel:
 
     def save(self, filepath: str, **kwargs: Any) -> None:
         target = files.absolute_path(filepath)
-        save_signed(lambda path: self._model.save(path, **kwargs), target, self._key)
+        save_signed(lambda path: self._model.save(path, **kwargs), target, [self._key])
 
     def save_weights(self, filepath: str, **kwargs: Any) -> None:
         target = files.absolute_path(filepath)
-        save_signed(lambda path: self._model.save_weights(path, **kwargs), target, self._key)
+        save_signed(lambda path: self._model.save_weights(path, **kwargs), target, [self._key])
 
 
 def _check_template(filepath: Any) -> str:

@@ -1,13 +1,15 @@
-"""Replaces a model and its signature so that a crash at any instant leaves one good pair.
+"""Replaces a model and what vouches for it so that a crash at any instant leaves a good set.
 
-Two renames cannot be one atomic step, so the order carries the guarantee (docs/adr/0012):
+Several renames cannot be one atomic step, so the order carries the guarantee (docs/adr/0012):
 
-1. model and signature are written and synced in a private staging folder beside the target;
-2. the signature becomes `NAME.sig.next`: the old pair is still whole;
-3. the model becomes `NAME`: it now pairs with `NAME.sig.next`, which `verify` also accepts;
-4. `NAME.sig.next` becomes `NAME.sig`.
+1. model, signature and statement are written and synced in a private staging folder beside the
+   target;
+2. the statement becomes `NAME.modelsec.json.next`, the signature `NAME.sig.next`: the old set is
+   still whole;
+3. the model becomes `NAME`: it now goes with the pending files, which `verify` also accepts;
+4. the pending files take their places.
 
-A kill after step 2 or 3 is settled by the next writer, or stays as it is and verifies.
+A kill in between is settled by the next writer, or stays as it is and verifies.
 """
 
 import contextlib
@@ -16,17 +18,28 @@ import importlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from keras_modelsec.integrity import files, statement
+from keras_modelsec.integrity.describing import describe_for_signing
+from keras_modelsec.integrity.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
 from keras_modelsec.integrity.envelope import MAX_SIGNATURE_BYTES, Envelope
 from keras_modelsec.integrity.errors import CheckpointError, SignatureError
-from keras_modelsec.integrity.manifest import SINGLE_FILE, describe
-from keras_modelsec.integrity.signing import SIGNATURE_SUFFIX, make_signature, signature_path_of
+from keras_modelsec.integrity.manifest import SINGLE_FILE
+from keras_modelsec.integrity.model_statement import STATEMENT_SUFFIX, ModelStatement
+from keras_modelsec.integrity.places import PENDING_SUFFIX, SIGNATURE_SUFFIX, Places
+from keras_modelsec.integrity.provenance import collect
+from keras_modelsec.integrity.signing import (
+    make_signature,
+    make_statement,
+    makes_openssf,
+    own_statement,
+    state,
+)
 from keras_modelsec.integrity.signing_key import SigningKey
-from keras_modelsec.integrity.verifying import PENDING_SUFFIX
 
 # Elsewhere than on POSIX: no locks, so one writer a folder, and no clearing up after a kill.
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -34,13 +47,34 @@ _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 _STAGING_PREFIX = ".modelsec-saving-"
 
 
-def save_signed(write: Callable[[str], None], target: Path, key: SigningKey) -> None:
-    """Has `write` make a file, signs it, and puts both in place of what was there.
+@dataclass(frozen=True)
+class Release:
+    """What is stated of a model beside its bytes.
+
+    Attributes:
+        name: What it is called; None for its file name.
+        version: Integer >= 1; None for one more than that of the statement it replaces.
+        provenance: Where it comes from, as in `sign`.
+    """
+
+    name: str | None = None
+    version: int | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_signed(
+    write: Callable[[str], None],
+    target: Path,
+    keys: Sequence[SigningKey],
+    release: Release | None = None,
+) -> None:
+    """Has `write` make a file, signs it, and puts all in place of what was there.
 
     Args:
         write: `write(path)` writes the model to a path that has the target's file name.
         target: An absolute path; its folder must exist.
-        key: Who signs.
+        keys: Who signs; the first makes the OpenSSF signature if it can.
+        release: What else is stated.
 
     Raises:
         CheckpointError: If the disk is full, the folder read-only, and so on. What was at `target`
@@ -51,60 +85,98 @@ def save_signed(write: Callable[[str], None], target: Path, key: SigningKey) -> 
             staged = folder / target.name
             write(str(staged))
             files.sync_file(staged)
-            signature = make_signature(describe(staged), key)
-            staged_signature = folder / (target.name + SIGNATURE_SUFFIX)
-            staged_signature.write_bytes(signature)
-            files.sync_file(staged_signature)
+            places = Places.of(target)
+            vouchers = _write_vouchers(staged, places, keys, release or Release())
             with _locked(target.parent):
                 _settle(target)
-                _put_in_place(staged, staged_signature, target)
+                _put_in_place(staged, vouchers, target)
     except IsADirectoryError:
         raise
     except OSError as error:
         raise _checkpoint_error(target, error) from error
 
 
-def _put_in_place(staged: Path, staged_signature: Path, target: Path) -> None:
-    signature = signature_path_of(target)
-    pending = _pending(target)
-    os.replace(staged_signature, pending)
+def _write_vouchers(
+    staged: Path, places: Places, keys: Sequence[SigningKey], release: Release
+) -> dict[Path, Path]:
+    """Writes signature and statement beside the staged model; where each is by where it goes."""
+    earlier = own_statement(places.statement, keys[0])
+    said = state(
+        describe_for_signing(staged),
+        name=release.name or (earlier.model if earlier else staged.name),
+        version=release.version or (earlier.version + 1 if earlier else 1),
+        provenance=collect(staged, release.provenance),
+    )
+    data = {places.statement: make_statement(said, keys)}
+    if makes_openssf(keys[0]):
+        data[places.signature] = make_signature(said.manifest, keys[0])
+    elif os.path.lexists(places.signature):
+        places.signature.unlink()  # of a key that made one; the statement beside it still vouches
+    vouchers = {place: staged.parent / place.name for place in data}
+    for place, path in vouchers.items():
+        path.write_bytes(data[place])
+        files.sync_file(path)
+    return vouchers
+
+
+def _put_in_place(staged: Path, vouchers: Mapping[Path, Path], target: Path) -> None:
+    pending = {place: _pending(place) for place in vouchers}
     try:
+        for place, path in vouchers.items():
+            os.replace(path, pending[place])
         files.sync_folder(target.parent)
         os.replace(staged, target)
     except BaseException:
-        with contextlib.suppress(OSError):
-            pending.unlink()
+        for path in pending.values():
+            with contextlib.suppress(OSError):
+                path.unlink()
         raise
     files.sync_folder(target.parent)
-    os.replace(pending, signature)
+    for place in reversed(pending):
+        os.replace(pending[place], place)
     files.sync_folder(target.parent)
 
 
-def _pending(target: Path) -> Path:
-    signature = signature_path_of(target)
-    return signature.with_name(signature.name + PENDING_SUFFIX)
+def _pending(place: Path) -> Path:
+    return place.with_name(place.name + PENDING_SUFFIX)
 
 
 def _settle(target: Path) -> None:
-    """Ends what a killed writer began: its signature takes its place if its model is there."""
-    pending = _pending(target)
-    if not os.path.lexists(pending):
+    """Ends what a killed writer began: its files take their places if its model is there."""
+    places = Places.of(target)
+    pairs = [
+        (places.pending.signature, places.signature, _signed_digests),
+        (places.pending.statement, places.statement, _stated_digests),
+    ]
+    pairs = [pair for pair in pairs if os.path.lexists(pair[0])]
+    if not pairs:
         return
-    if _is_signed_by(pending, target):
-        os.replace(pending, signature_path_of(target))
-    else:
-        pending.unlink()
+    found = {SINGLE_FILE: files.hash_file(target)} if os.path.lexists(target) else None
+    for pending, place, read in pairs:
+        if found is not None and read(pending) == found:
+            os.replace(pending, place)
+        else:
+            pending.unlink()
     files.sync_folder(target.parent)
 
 
-def _is_signed_by(pending: Path, target: Path) -> bool:
-    """Whether the digests agree; whose signature it is, is for `verify` to judge, not here."""
+# Whose signatures these are is for `verify` to judge, not here.
+
+
+def _signed_digests(pending: Path) -> Mapping[str, str] | None:
     try:
         envelope = Envelope.from_bytes(files.read_limited(pending, MAX_SIGNATURE_BYTES))
-        signed = statement.from_bytes(envelope.payload).digests
-        return signed == {SINGLE_FILE: files.hash_file(target)}
+        return dict(statement.from_bytes(envelope.payload).digests)
     except (SignatureError, FileNotFoundError):
-        return False
+        return None
+
+
+def _stated_digests(pending: Path) -> Mapping[str, str] | None:
+    try:
+        envelope = DsseEnvelope.from_bytes(files.read_limited(pending, MAX_ENVELOPE_BYTES))
+        return dict(ModelStatement.from_bytes(envelope.payload).manifest.digests)
+    except (SignatureError, FileNotFoundError):
+        return None
 
 
 @contextlib.contextmanager
@@ -134,15 +206,22 @@ def recover(folder: Path) -> None:
     try:
         with _locked(folder):
             _clear(folder)
-            for pending in sorted(folder.glob(f"*{SIGNATURE_SUFFIX}{PENDING_SUFFIX}")):
-                name = pending.name.removesuffix(SIGNATURE_SUFFIX + PENDING_SUFFIX)
-                if name:
-                    _settle(folder / name)
+            for name in _names_of_pending(folder):
+                _settle(folder / name)
         check_writable(folder)
     except CheckpointError:
         raise
     except OSError as error:
         raise _checkpoint_error(folder, error) from error
+
+
+def _names_of_pending(folder: Path) -> list[str]:
+    """The models in `folder` for which there are pending files."""
+    endings = [f"{suffix}{PENDING_SUFFIX}" for suffix in (SIGNATURE_SUFFIX, STATEMENT_SUFFIX)]
+    names = {
+        path.name.removesuffix(ending) for ending in endings for path in folder.glob(f"*{ending}")
+    }
+    return sorted(names - {""})
 
 
 def check_writable(folder: Path) -> None:

@@ -1,46 +1,54 @@
-"""Signs a model file or folder in the OpenSSF Model Signing format."""
+"""Signs a model file or folder: an OpenSSF signature, and a statement of our own beside it.
 
+Owns what is written and in which order. Hashing is in describing.py, the formats in statement.py
+and model_statement.py.
+"""
+
+import datetime
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from keras_modelsec._core.checks import check_boolean, check_integer
 from keras_modelsec.integrity import files, statement
+from keras_modelsec.integrity.describing import Description, describe_for_signing
+from keras_modelsec.integrity.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
 from keras_modelsec.integrity.envelope import (
     MAX_SIGNATURE_BYTES,
     Envelope,
     pre_authentication_encoding,
 )
+from keras_modelsec.integrity.errors import SignatureError
+from keras_modelsec.integrity.hashing import Progress
 from keras_modelsec.integrity.key_loading import PrivateKeySource, load_signing_key
-from keras_modelsec.integrity.manifest import Manifest, check_file_name, describe
+from keras_modelsec.integrity.manifest import Manifest, check_file_name
+from keras_modelsec.integrity.model_statement import (
+    ModelStatement,
+    ParityRecord,
+    read_statement,
+)
+from keras_modelsec.integrity.places import Places
+from keras_modelsec.integrity.provenance import collect
 from keras_modelsec.integrity.secrets import Password
 from keras_modelsec.integrity.signing_key import SigningKey
+from keras_modelsec.integrity.trust import Trust
 
-SIGNATURE_SUFFIX = ".sig"
-
-
-def signature_path_of(path: Path) -> Path:
-    """Where the signature of `path` lies unless the user says otherwise: beside it."""
-    if not path.name:
-        raise ValueError(
-            "`path` must be a file or folder that has a name. Received: the root folder. "
-            "Sign a folder inside it, or give `signature_path`."
-        )
-    return path.with_name(path.name + SIGNATURE_SUFFIX)
+_OPENSSF_ALGORITHMS = ("ecdsa-p256", "ecdsa-p384", "ecdsa-p521")
 
 
-def name_inside(signature_path: Path, model_path: Path) -> str | None:
-    """The signature's name inside the model's folder, or None if it lies elsewhere."""
-    if model_path not in signature_path.parents:
-        return None
-    return signature_path.relative_to(model_path).as_posix()
+def makes_openssf(key: SigningKey) -> bool:
+    """Whether `key` can sign in the OpenSSF format, which knows ECDSA only."""
+    return key.verifying_key.algorithm in _OPENSSF_ALGORITHMS
 
 
-def make_signature(manifest: Manifest, key: SigningKey, *, ignored: str | None = None) -> bytes:
-    """The signature file's bytes for a manifest.
+def make_signature(manifest: Manifest, key: SigningKey, *, ignored: Sequence[str] = ()) -> bytes:
+    """The OpenSSF signature file's bytes for a manifest.
 
     Args:
         manifest: What is signed.
-        key: Who signs.
-        ignored: The signature's own name, if it is to lie inside the signed folder.
+        key: Who signs; an ECDSA key.
+        ignored: Names of signature and statement, if they are to lie inside the signed folder.
 
     Raises:
         ValueError: If the model has no file, or so many that the signature grows past what
@@ -51,15 +59,35 @@ def make_signature(manifest: Manifest, key: SigningKey, *, ignored: str | None =
             "`path` must hold at least one file. Received: an empty folder. "
             "Save the model there first."
         )
-    payload = statement.to_bytes(manifest, ignore_paths=[ignored] if ignored else [])
+    payload = statement.to_bytes(manifest, ignore_paths=sorted(ignored))
     signature = key.sign(pre_authentication_encoding(payload))
     data = Envelope(key.verifying_key.hint, payload, signature).to_bytes()
-    if len(data) > MAX_SIGNATURE_BYTES:
-        raise ValueError(
-            f"A signature file must have at most {MAX_SIGNATURE_BYTES} bytes. Received: a folder "
-            f"of {len(manifest.digests)} files, whose signature has {len(data)}. Sign an archive."
-        )
+    _check_size(data, MAX_SIGNATURE_BYTES, len(manifest.digests))
     return data
+
+
+def make_statement(said: ModelStatement, keys: Sequence[SigningKey]) -> bytes:
+    """The statement file's bytes, signed by each key.
+
+    Raises:
+        ValueError: If the model has no file, or the statement grows past what `verify` reads.
+    """
+    if not said.files:
+        raise ValueError(
+            "`path` must hold at least one file. Received: an empty folder. "
+            "Save the model there first."
+        )
+    data = DsseEnvelope.sign(said.to_bytes(), keys).to_bytes()
+    _check_size(data, MAX_ENVELOPE_BYTES, len(said.files))
+    return data
+
+
+def _check_size(data: bytes, limit: int, count: int) -> None:
+    if len(data) > limit:
+        raise ValueError(
+            f"A signature file must have at most {limit} bytes. Received: a folder "
+            f"of {count} files, whose signature has {len(data)}. Sign an archive."
+        )
 
 
 def sign(
@@ -68,57 +96,166 @@ def sign(
     *,
     signature_path: "str | os.PathLike[str] | None" = None,
     password: Password = None,
+    co_signing_keys: Iterable[PrivateKeySource] = (),
+    name: str | None = None,
+    version: int | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    reuse_unchanged: bool = False,
+    progress: Progress = None,
 ) -> Path:
-    """Signs a model file, or all files below a folder, and writes the signature beside it.
+    """Signs a model file, or all files below a folder, and writes two files beside it.
 
-    The signature is a Sigstore bundle v0.3 with an in-toto statement that holds each file's SHA-256
-    (OpenSSF Model Signing v1.0); `verify`, and the `model_signing` command, check it. It is written
-    atomically: readers see the old one or the new one.
+    `NAME.sig` is a Sigstore bundle v0.3 with an in-toto statement that holds each file's SHA-256
+    (OpenSSF Model Signing v1.0); `verify`, and the `model_signing` command, check it. An ECDSA key
+    makes it. `NAME.modelsec.json` is a statement of our own on the same bytes: digests per tensor
+    and per piece of 256 KiB, a version, and where the model comes from; any key makes it, and
+    co-signers may join. Each is written atomically.
 
     It says that the holder of the key signed these bytes, not that they are good: a signed model
     can still be a bad or a malicious one, and a folder's empty subfolders, permissions and times
-    are not covered.
+    are not covered. Provenance is the signer's word, published with the model: put no secret there.
 
     Args:
         path: A file or folder. Symbolic links, in it or to it, are refused.
-        signing_key: Path of a PEM private key, PEM text or bytes, or a `cryptography` key object:
-            ECDSA on P-256, P-384 or P-521.
-        signature_path: Where to write. Defaults to `path` with ".sig" added. Inside the signed
-            folder, the signature file is left out of what is signed.
+        signing_key: Path of a PEM private key, PEM text or bytes, a `cryptography` key object, a
+            callable, an `ms.integrity.EnvironmentVariable` or an `ms.integrity.ExternalSigner`:
+            ECDSA on P-256, P-384 or P-521; or Ed25519 or ML-DSA-65, which make the statement alone.
+        signature_path: Where to write "NAME.sig"; the statement goes beside it. Defaults to `path`
+            with ".sig" added. Inside the signed folder, both are left out of what is signed.
         password: What the key is encrypted with: str, bytes or a callable. Default None.
+        co_signing_keys: Further keys that sign the statement, e.g. an ML-DSA-65 key, so that it
+            holds against quantum computers too. Not encrypted, or `SigningKey` objects.
+        name: What the model is called, for lowest versions in a `TrustStore`. Defaults to the
+            earlier statement's name, or the last part of `path`.
+        version: Integer >= 1. Defaults to one more than that of the statement it replaces if that
+            was signed by the same key, else 1.
+        provenance: JSON object that says where the model comes from, such as
+            `{"dataset_sha256": ...}`; package versions and what a .keras file says of itself are
+            added.
+        reuse_unchanged: Whether files that cannot have changed since they were last signed by this
+            key are not hashed again: the file system's own time of change (which a forged mtime
+            moves) and inode are those of then. On Linux with ext4, xfs or f2fs; elsewhere, and by
+            default, all is hashed. Root can deceive it.
+        progress: Called with bytes done and bytes in all.
 
     Returns:
-        The path of the signature.
+        The path of "NAME.sig", or of the statement if the key makes no OpenSSF signature.
 
     Raises:
-        KeyFormatError: If the key cannot be used; WrongPasswordError if the password is the reason.
+        KeyFormatError: If a key cannot be used; WrongPasswordError if the password is the reason.
         FileNotFoundError: If there is nothing at `path`.
         UnsafePathError: If a symbolic link or special file is met.
-        ValueError: If the folder is empty or has too many files.
+        ValueError: If the folder is empty or has too many files, or an argument is out of range.
         OSError: If a file cannot be read or the signature not written.
 
     Example:
     ```python
     model.save("model.keras")
-    ms.sign("model.keras", "owner.pem")  # writes model.keras.sig
+    ms.sign("model.keras", "owner.pem")  # writes model.keras.sig and model.keras.modelsec.json
     ```
 
-    Reference: https://github.com/ossf/model-signing-spec
+    Reference: https://github.com/ossf/model-signing-spec, https://in-toto.io/Statement/v1
     """
-    key = load_signing_key(signing_key, password)
+    check_boolean("reuse_unchanged", reuse_unchanged)
+    check_integer("version", version, minimum=1, optional=True)
+    keys = [load_signing_key(signing_key, password), *map(load_signing_key, co_signing_keys)]
     model_path = files.absolute_path(path)
-    target = (
-        files.absolute_path(signature_path) if signature_path else signature_path_of(model_path)
+    places = Places.of(model_path, files.absolute_path(signature_path) if signature_path else None)
+    own_names = _check_places(places, model_path)
+    earlier = own_statement(places.statement, keys[0])
+    description = describe_for_signing(
+        model_path,
+        skip=own_names,
+        known=earlier if reuse_unchanged else None,
+        progress=progress,
     )
-    if target == model_path:
+    said = state(
+        description,
+        name=name or (earlier.model if earlier else model_path.name),
+        version=version or (earlier.version + 1 if earlier else 1),
+        provenance=collect(model_path, provenance),
+        parity=_parity_kept(earlier, description),
+    )
+    return write_signed(places, said, keys, own_names)
+
+
+def state(
+    description: Description,
+    *,
+    name: str,
+    version: int,
+    provenance: Mapping[str, Any],
+    parity: Iterable[ParityRecord] = (),
+) -> ModelStatement:
+    """A statement made now on what was described."""
+    return ModelStatement(
+        model=name,
+        version=version,
+        created=datetime.datetime.now(datetime.UTC).replace(microsecond=0),
+        files=description.files,
+        tensors=description.tensors,
+        parity=tuple(parity),
+        provenance=provenance,
+    )
+
+
+def write_signed(
+    places: Places,
+    said: ModelStatement,
+    keys: Sequence[SigningKey],
+    own_names: Sequence[str] = (),
+) -> Path:
+    """Signs a statement and the OpenSSF manifest that goes with it, and writes both.
+
+    Args:
+        places: Where to.
+        said: What is signed.
+        keys: Who signs the statement; the first signs the OpenSSF manifest too if it can.
+        own_names: The places' names inside the signed folder.
+
+    Returns:
+        The path of the OpenSSF signature, or of the statement if there is none.
+    """
+    data = make_statement(said, keys)
+    if not makes_openssf(keys[0]):
+        files.write_atomically(places.statement, data)
+        if os.path.lexists(places.signature):
+            places.signature.unlink()  # of an earlier key, on other bytes perhaps
+        return places.statement
+    signature = make_signature(said.manifest, keys[0], ignored=own_names)
+    files.write_atomically(places.signature, signature)
+    files.write_atomically(places.statement, data)
+    return places.signature
+
+
+def own_statement(place: Path, key: SigningKey) -> ModelStatement | None:
+    """The statement at `place` if it was signed by `key`; None if there is none such."""
+    try:
+        return read_statement(place, Trust({key.verifying_key.hint: key.verifying_key}))
+    except (SignatureError, OSError):
+        return None
+
+
+def _parity_kept(
+    earlier: ModelStatement | None, description: Description
+) -> tuple[ParityRecord, ...]:
+    """The parity files of the earlier statement, if it was on the same bytes."""
+    if earlier is None or earlier.manifest.digests != {
+        name: record.sha256 for name, record in description.files.items()
+    }:
+        return ()
+    return earlier.parity
+
+
+def _check_places(places: Places, model_path: Path) -> tuple[str, ...]:
+    if model_path in (places.signature, places.statement):
         raise ValueError(
             "`signature_path` must differ from `path`. Received: "
-            f"{str(target)!r} for both. The signature would replace the model."
+            f"{str(model_path)!r} for both. The signature would replace the model."
         )
-    own_name = name_inside(target, model_path)
-    if own_name:
+    own_names = places.names_inside(model_path)
+    for own_name in own_names:
         check_file_name(own_name)
-    files.check_target(target)
-    manifest = describe(model_path, skip=[own_name] if own_name else [])
-    files.write_atomically(target, make_signature(manifest, key, ignored=own_name))
-    return target
+    files.check_target(places.signature)
+    files.check_target(places.statement)
+    return own_names

@@ -23,7 +23,7 @@ def to_bytes(manifest: Manifest, *, ignore_paths: Sequence[str] = ()) -> bytes:
 
     Args:
         manifest: At least one file.
-        ignore_paths: What was left out: the signature's own name inside the folder, or nothing.
+        ignore_paths: What was left out: signature and statement inside the folder, or nothing.
     """
     names = sorted(manifest.digests)
     serialization: dict[str, Any] = {
@@ -38,7 +38,7 @@ def to_bytes(manifest: Manifest, *, ignore_paths: Sequence[str] = ()) -> bytes:
         "subject": [
             {
                 "name": manifest.model_name,
-                "digest": {"sha256": _root_digest(manifest.digests[n] for n in names)},
+                "digest": {"sha256": root_digest(manifest.digests[n] for n in names)},
             }
         ],
         "predicateType": PREDICATE_TYPE,
@@ -53,17 +53,18 @@ def to_bytes(manifest: Manifest, *, ignore_paths: Sequence[str] = ()) -> bytes:
     return json.dumps(statement, separators=(",", ":")).encode("ascii")
 
 
-def _root_digest(digests: Iterable[str]) -> str:
+def root_digest(digests: Iterable[str]) -> str:
+    """The subject's digest: hex SHA-256 over the raw digests of the files, joined in order."""
     return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
 
 
-def from_bytes(payload: bytes, *, signature_name: str | None = None) -> Manifest:
+def from_bytes(payload: bytes, *, own_names: Sequence[str] = ()) -> Manifest:
     """The manifest in a statement whose signature has been verified.
 
     Args:
         payload: The signed bytes.
-        signature_name: The signature file's name inside the folder, if it lies there; the only
-            ignored path that is accepted beside git's, which are covered all the same.
+        own_names: Names of signature and statement inside the folder, if they lie there; the only
+            ignored paths that are accepted beside git's, which are covered all the same.
 
     Raises:
         SignatureError: If a field is missing, unknown, of another type or of another value than
@@ -79,10 +80,10 @@ def from_bytes(payload: bytes, *, signature_name: str | None = None) -> Manifest
     predicate = strict.check_object(
         statement["predicate"], "`predicate`", ("serialization", "resources")
     )
-    _check_serialization(predicate["serialization"], signature_name)
+    _check_serialization(predicate["serialization"], own_names)
     digests = _read_resources(predicate["resources"])
     name, root = _read_subject(statement["subject"])
-    if root != _root_digest(digests.values()):
+    if root != root_digest(digests.values()):
         strict.refuse("The subject's digest", "be that of the listed resources", root)
     return Manifest(name, digests)
 
@@ -96,7 +97,7 @@ def _read_subject(value: Any) -> tuple[str, str]:
     return name, strict.check_sha256(digest["sha256"], "The subject's digest")
 
 
-def _check_serialization(value: Any, signature_name: str | None) -> None:
+def _check_serialization(value: Any, own_names: Sequence[str]) -> None:
     what = "`serialization`"
     required = ("method", "hash_type", "allow_symlinks")
     method = value.get("method") if isinstance(value, dict) else None
@@ -110,7 +111,7 @@ def _check_serialization(value: Any, signature_name: str | None) -> None:
     strict.check_equal(serialization["hash_type"], "`hash_type`", "sha256")
     strict.check_equal(serialization["allow_symlinks"], "`allow_symlinks`", False)
     ignored = serialization.get("ignore_paths", [])
-    known = _GIT_PATHS | ({signature_name} if signature_name else set())
+    known = _GIT_PATHS | set(own_names)
     if not isinstance(ignored, list) or any(
         not isinstance(path, str) or path not in known for path in ignored
     ):

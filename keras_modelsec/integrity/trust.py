@@ -39,6 +39,11 @@ class Trust:
             )
         return key
 
+    @property
+    def reads_openssf(self) -> bool:
+        """Whether any trusted key can have made an OpenSSF signature, which is ECDSA."""
+        return any(key.algorithm.startswith("ecdsa") for key in self._keys.values())
+
     def find(self, hint: str) -> VerifyingKey | None:
         """The trusted key with this hint, or None if it is unknown.
 

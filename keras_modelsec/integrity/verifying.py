@@ -1,23 +1,50 @@
-"""Verifies a model against its signature, more strictly than the format's own tool does."""
+"""Verifies a model against its signature and statement, more strictly than other tools do.
 
+Owns which files vouch for a model and when they are enough. How a model's bytes are read is in
+describing.py, whom to trust in trust.py.
+"""
+
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from keras_modelsec.integrity import files, statement
+from keras_modelsec.integrity.describing import Comparison, compare
 from keras_modelsec.integrity.envelope import (
     MAX_SIGNATURE_BYTES,
     Envelope,
     pre_authentication_encoding,
 )
-from keras_modelsec.integrity.errors import SignatureError, UntrustedKeyError
-from keras_modelsec.integrity.key_loading import TrustedKeys, load_trusted_keys
-from keras_modelsec.integrity.manifest import SINGLE_FILE, Manifest, describe, difference
-from keras_modelsec.integrity.signing import name_inside, signature_path_of
-from keras_modelsec.integrity.signing_key import VerifyingKey
+from keras_modelsec.integrity.errors import SignatureError
+from keras_modelsec.integrity.hashing import Progress
+from keras_modelsec.integrity.key_loading import TrustedKeys
+from keras_modelsec.integrity.manifest import SINGLE_FILE, Manifest, difference
+from keras_modelsec.integrity.model_statement import ModelStatement, read_statement
+from keras_modelsec.integrity.places import Places
+from keras_modelsec.integrity.statement import root_digest
+from keras_modelsec.integrity.trust import Trust, load_trust
 
-PENDING_SUFFIX = ".next"
 _ATTEMPTS = 8  # to read a model that is being replaced, faster than it can be read, by its owner
+
+# How a model is read: given the statement to compare with, if there is one, and the names inside a
+# folder to leave out. It may be called more than once.
+ReadModel: TypeAlias = Callable[[ModelStatement | None, Sequence[str]], Comparison]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What trusted keys say of a model, in one signature, one statement, or both.
+
+    Attributes:
+        manifest: File names and their whole digests.
+        statement: Our own statement, or None if there is only an OpenSSF signature.
+    """
+
+    manifest: Manifest
+    statement: ModelStatement | None
 
 
 def verify(
@@ -25,31 +52,38 @@ def verify(
     trusted_keys: TrustedKeys,
     *,
     signature_path: "str | os.PathLike[str] | None" = None,
+    progress: Progress = None,
 ) -> None:
     """Returns None if the model is exactly what a trusted key signed; raises otherwise.
 
-    In this order: the signature file is parsed strictly, its key hint must name a trusted key, the
-    signature must be that key's, only then is the signed statement parsed, and every file must be
-    there with the signed SHA-256 and no other file beside them.
+    In this order: `NAME.sig` and `NAME.modelsec.json`, as far as they are there, are parsed
+    strictly, their key hints must name trusted keys, the signatures must be those keys', only then
+    is what they say parsed; both must speak of the same bytes; and every file must be there with
+    the signed bytes and no other file beside them. One of the two files is enough, unless a
+    `TrustStore` asks for versions or several signatures, which only the statement has. If no
+    trusted key is ECDSA, `NAME.sig`, which none of them can have made, is not looked at.
 
     The answer holds for the bytes that were read. What is at `path` a moment later may be something
-    else: to load a model, use `load_verified_model`, which loads what it verified. Nor does it show
-    that the model is the newest one the owner signed.
+    else: to load a model, use `load_verified_model`, which loads what it verified. That the model
+    is the newest one the owner signed is shown only with a `TrustStore` that names the lowest
+    version.
 
     Args:
         path: A file or folder. Symbolic links, in it or to it, are refused.
-        trusted_keys: Path of a PEM public key, PEM text or bytes, a `cryptography` key object, or a
-            list of these.
-        signature_path: Where the signature is. Defaults to `path` with ".sig" added; a pending
-            `path.sig.next`, left when `SignOnSave` was killed between its two renames, then
-            counts too if it verifies.
+        trusted_keys: Path of a PEM public key, PEM text or bytes, a `cryptography` key object, a
+            list of these, or a `TrustStore`.
+        signature_path: Where the signature is; the statement is beside it. Defaults to `path` with
+            ".sig" added; pending ones ("NAME.sig.next"), left when `SignOnSave` was killed between
+            its renames, then count too if they verify.
+        progress: Called with bytes done and bytes in all.
 
     Raises:
         SignatureError: If the signature is missing, malformed, of an unsupported kind or forged, or
             a symbolic link or special file is met.
-        UntrustedKeyError: A SignatureError: signed by a key that is not trusted.
+        UntrustedKeyError: A SignatureError: signed by a key that is not trusted, or no more.
+        RolledBackError, RevokedModelError: A SignatureError: a `TrustStore` refuses this model.
         TamperedModelError: A SignatureError: the signature is genuine, the files are not; says
-            which file was changed, added or is missing.
+            which file was changed, added or is missing, and which tensors.
         KeyFormatError: If a trusted key cannot be used.
         ValueError: If `trusted_keys` is empty.
         FileNotFoundError: If there is nothing at `path`.
@@ -60,89 +94,141 @@ def verify(
     ms.verify("model.keras", "owner.pub")
     ```
     """
-    keys = load_trusted_keys(trusted_keys)
+    trust = load_trust(trusted_keys)
     model_path = files.absolute_path(path)
-    kind = files.kind_of(model_path)
+    files.kind_of(model_path)
 
-    def read_model(skip: str | None) -> Manifest:
-        return describe(model_path, skip=[skip] if skip and kind == "folder" else [])
+    def read_model(guide: ModelStatement | None, skip: Sequence[str]) -> Comparison:
+        return compare(model_path, guide, skip=skip, progress=progress)
 
     explicit = files.absolute_path(signature_path) if signature_path else None
-    check_model(model_path, keys, read_model, explicit)
+    check_model(model_path, trust, read_model, explicit)
 
 
 def check_model(
-    model_path: Path,
-    keys: Mapping[str, VerifyingKey],
-    read_model: Callable[[str | None], Manifest],
-    signature_path: Path | None,
-) -> None:
+    model_path: Path, trust: Trust, read_model: ReadModel, signature_path: Path | None
+) -> Evidence:
     """Compares what `read_model` finds with what was signed.
 
     The model is read once, or again while its signature changes under the reader's eyes.
 
     Args:
-        model_path: An absolute path, for the signature's place and the messages.
-        keys: Trusted keys by hint.
-        read_model: `read_model(skip) -> Manifest` hashes the model, leaving out the signature
-            file if it lies inside; it may be called more than once.
+        model_path: An absolute path, for the places of signature and statement and the messages.
+        trust: Whom the signatures may be by.
+        read_model: Reads the model.
         signature_path: An absolute path, or None for the place beside the model.
+
+    Returns:
+        What the trusted keys say of it.
 
     Raises:
         SignatureError: As `verify` does.
     """
-    place = signature_path or signature_path_of(model_path)
-    own_name = name_inside(place, model_path)
-    places = (place,) if signature_path else (place, place.with_name(place.name + PENDING_SUFFIX))
+    places = Places.of(model_path, signature_path)
+    skip = places.names_inside(model_path)
     for _ in range(_ATTEMPTS):
-        expected = _read_signed(places, keys, own_name)
-        actual = read_model(own_name)
-        if any(_agree(item, actual) for item in expected):
-            return
-        # A live SignOnSave may have renamed both files while we hashed, or have done so again.
-        again = _read_signed(places, keys, own_name)
-        if any(_agree(item, actual) for item in again):
-            return
+        # A live SignOnSave may be renaming its files: while we read them, or while we hash.
+        expected = _read_evidence(places, trust, skip, pending=signature_path is None)
+        if not expected:
+            continue
+        found = read_model(expected[0].statement, skip)
+        again = _read_evidence(places, trust, skip, pending=signature_path is None)
+        for item in (*expected, *again):
+            if _agree(item.manifest, found.manifest):
+                return _accepted(item, trust)
         if again == expected:
             break
-    _check_same_kind(expected[0], actual, model_path)
-    raise difference(_normalise(expected[0], actual), actual, model_path)
-
-
-def _read_signed(
-    places: tuple[Path, ...], keys: Mapping[str, VerifyingKey], own_name: str | None
-) -> list[Manifest]:
-    """What trusted keys signed: by the signature in place, and by a pending one if there is one.
-
-    A signature in place must be good; a pending one is evidence only if it is.
-    """
-    pending = _read_pending(places[1:], keys, own_name)  # before the other: it is renamed to it
-    if not os.path.lexists(places[0]):
-        if pending:
-            return pending
+    if not expected:
         raise SignatureError(
-            f"A model must come with its signature. Received: no file at {str(places[0])!r}. "
-            "Sign the model, or say where its signature is with `signature_path`."
+            f"Signature and statement must speak of the same bytes. Received: "
+            f"{str(places.signature)!r} and {str(places.statement)!r}, which do not. "
+            "One of them is older than the other: sign the model again."
         )
-    return [read_signature(places[0], keys, own_name), *pending]
+    signed = expected[0].manifest
+    _check_same_kind(signed, found.manifest, model_path)
+    raise difference(_normalise(signed, found.manifest), found.manifest, model_path)
+
+
+def _accepted(evidence: Evidence, trust: Trust) -> Evidence:
+    """Returns the evidence if the trust store, if there is one, is content with it."""
+    said = evidence.statement
+    if said is None and trust.requires_statement:
+        raise SignatureError(
+            "The trust store must be shown a statement (NAME.modelsec.json), since it asks for a "
+            "lowest version or several signatures. Received: an OpenSSF signature alone, which "
+            "has neither. Sign the model with keras_modelsec."
+        )
+    digests = evidence.manifest.digests
+    root = root_digest(digests[name] for name in sorted(digests))
+    name, version = (said.model, said.version) if said else (evidence.manifest.model_name, None)
+    trust.check_model(name, version, {root, *digests.values()})
+    return evidence
+
+
+def _read_evidence(
+    places: Places, trust: Trust, skip: Sequence[str], *, pending: bool
+) -> list[Evidence]:
+    """What trusted keys say, by the files in place first, then by pending ones.
+
+    Files in place must be good; pending ones are evidence only if they are. A statement counts only
+    together with a signature on the same bytes, as far as there is a signature; who trusts Ed25519
+    or ML-DSA keys alone, which make no OpenSSF signature, is not asked about one beside it.
+
+    Returns:
+        At least one item, or none if signature and statement disagree.
+    """
+    # Pending ones before the others, since they are renamed to them.
+    next_signature, next_statement = _read_pending(places, trust, skip) if pending else (None, None)
+    said = read_statement(places.statement, trust) if _exists(places.statement) else None
+    signed = None
+    if _exists(places.signature) and (trust.reads_openssf or said is None):
+        signed = read_signature(places.signature, trust, skip)
+    signatures = [item for item in (signed, next_signature) if item]
+    statements = [item for item in (said, next_statement) if item]
+    if not signatures and not statements:
+        raise SignatureError(
+            f"A model must come with its signature. Received: no file at "
+            f"{str(places.signature)!r} nor {str(places.statement)!r}. Sign the model, or say "
+            "where its signature is with `signature_path`."
+        )
+    if not signatures:
+        found = [Evidence(item.manifest, item) for item in statements]
+    elif not statements:
+        found = [Evidence(item, None) for item in signatures]
+    else:
+        found = [
+            Evidence(signature, item)
+            for signature in signatures
+            for item in statements
+            if _agree(signature, item.manifest)
+        ]
+        if said is None and signed is not None:
+            found.append(Evidence(signed, None))
+    return found
+
+
+def _exists(place: Path) -> bool:
+    return os.path.lexists(place)
 
 
 def _read_pending(
-    places: tuple[Path, ...], keys: Mapping[str, VerifyingKey], own_name: str | None
-) -> list[Manifest]:
-    manifests = []
-    for place in places:
-        try:
-            manifests.append(read_signature(place, keys, own_name))
-        except (SignatureError, OSError):
-            continue
-    return manifests
+    places: Places, trust: Trust, skip: Sequence[str]
+) -> tuple[Manifest | None, ModelStatement | None]:
+    signature, said = None, None
+    with contextlib.suppress(SignatureError, OSError):
+        said = read_statement(places.pending.statement, trust)
+    with contextlib.suppress(SignatureError, OSError):
+        signature = read_signature(places.pending.signature, trust, skip)
+    return signature, said
 
 
-def read_signature(
-    place: Path, keys: Mapping[str, VerifyingKey], own_name: str | None = None
-) -> Manifest:
+def read_signature(place: Path, trust: Trust, own_names: Sequence[str] = ()) -> Manifest:
     """What the signature file at `place` says, once a trusted key's signature on it is verified.
+
+    Args:
+        place: The file.
+        trust: Whom it may be by.
+        own_names: Names of signature and statement, if they lie inside the signed folder.
 
     Raises:
         SignatureError: If it is malformed or forged; UntrustedKeyError if no trusted key made it.
@@ -150,15 +236,9 @@ def read_signature(
     """
     try:
         envelope = Envelope.from_bytes(files.read_limited(place, MAX_SIGNATURE_BYTES))
-        key = keys.get(envelope.hint)
-        if key is None:
-            trusted = ", ".join(f"{hint[:16]}..." for hint in keys)
-            raise UntrustedKeyError(
-                f"A signature must be made with a trusted key ({trusted}). Received: one by key "
-                f"{envelope.hint[:16]}... If that is the owner's, add it to `trusted_keys`."
-            )
+        key = trust.key_of(envelope)
         key.check(envelope.signature, pre_authentication_encoding(envelope.payload))
-        return statement.from_bytes(envelope.payload, signature_name=own_name)
+        return statement.from_bytes(envelope.payload, own_names=own_names)
     except SignatureError as error:
         error.args = (f"{str(place)!r}: {error}",)
         raise

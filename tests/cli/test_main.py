@@ -56,7 +56,9 @@ def test_tampered_model_gives_exit_code_1_and_names_the_file(signed, capsys):
 @pytest.mark.parametrize("signature", [None, b"junk"])
 def test_missing_or_malformed_signature_gives_exit_code_1(signed, capsys, signature):
     (signed / "model.bin.sig").unlink()
-    if signature:
+    if signature is None:
+        (signed / "model.bin.modelsec.json").unlink()
+    else:
         (signed / "model.bin.sig").write_bytes(signature)
     code, _, err = run(capsys, "verify", "model.bin", "--key", "owner.pub")
     assert code == 1

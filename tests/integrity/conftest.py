@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from keras_modelsec.integrity.dsse import DsseEnvelope
 from keras_modelsec.integrity.envelope import Envelope, pre_authentication_encoding
+from keras_modelsec.integrity.model_statement import statement_path_of
 from keras_modelsec.integrity.signing import sign
 from keras_modelsec.integrity.signing_key import SigningKey
 
@@ -27,11 +29,39 @@ def public(key):
     return key.verifying_key
 
 
+def sign_openssf(path, key, **options):
+    """Signs in the OpenSSF format alone, as other tools do."""
+    signature = sign(path, key, **options)
+    statement_path_of(signature.with_suffix("")).unlink()
+    return signature
+
+
+@pytest.fixture(name="sign_openssf", scope="session")
+def sign_openssf_fixture():
+    return sign_openssf
+
+
 @pytest.fixture
 def signed_file(tmp_path, key):
     path = tmp_path / "model.bin"
     path.write_bytes(bytes(range(256)) * 4)
-    return SimpleNamespace(path=path, signature=sign(path, key))
+    return SimpleNamespace(path=path, signature=sign_openssf(path, key))
+
+
+@pytest.fixture
+def stated_file(tmp_path, key):
+    """A file with a statement alone."""
+    path = tmp_path / "stated.bin"
+    path.write_bytes(bytes(range(256)) * 4)
+    sign(path, key).unlink()
+    return SimpleNamespace(path=path, signature=statement_path_of(path))
+
+
+@pytest.fixture
+def stated_folder(signed_folder, key):
+    """A folder with a statement alone."""
+    sign(signed_folder.path, key).unlink()
+    return SimpleNamespace(path=signed_folder.path, signature=statement_path_of(signed_folder.path))
 
 
 @pytest.fixture
@@ -41,7 +71,7 @@ def signed_folder(tmp_path, key):
     (path / "saved_model.pb").write_bytes(b"graph")
     (path / "variables" / "data").write_bytes(b"weights")
     (path / "variables.index").write_bytes(b"index")
-    return SimpleNamespace(path=path, signature=sign(path, key))
+    return SimpleNamespace(path=path, signature=sign_openssf(path, key))
 
 
 class Forger:
@@ -63,6 +93,16 @@ class Forger:
 
     def write_statement(self, place, statement):
         self.write_payload(place, json.dumps(statement).encode())
+
+    def own_statement(self, place):
+        """What a NAME.modelsec.json says."""
+        return json.loads(base64.b64decode(json.loads(place.read_bytes())["payload"]))
+
+    def write_own_payload(self, place, payload):
+        place.write_bytes(DsseEnvelope.sign(payload, [self._key]).to_bytes())
+
+    def write_own_statement(self, place, statement):
+        self.write_own_payload(place, json.dumps(statement).encode())
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from keras_modelsec.integrity import SignatureError, SigningKey, sign, verify
 from keras_modelsec.integrity import statement as statement_module
+from keras_modelsec.integrity.dsse import DsseEnvelope
 from keras_modelsec.integrity.envelope import Envelope
+from keras_modelsec.integrity.model_statement import ModelStatement, statement_path_of
 
 SETTINGS = settings(max_examples=300, deadline=None)
 
@@ -44,12 +46,18 @@ def damage(data, changes):
     return bytes(data)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+@pytest.fixture(scope="module", params=["NAME.sig", "NAME.modelsec.json"])
+def pair(tmp_path_factory, request):
+    """A model with one of the two files that can vouch for it."""
     key = SigningKey(ec.generate_private_key(ec.SECP256R1()))
     path = tmp_path_factory.mktemp("fuzz") / "model.bin"
     path.write_bytes(bytes(range(256)) * 2)
-    signature = sign(path, key)
+    signature, said = sign(path, key), statement_path_of(path)
+    if request.param == "NAME.sig":
+        said.unlink()
+    else:
+        signature.unlink()
+        signature = said
     return path, path.read_bytes(), signature, signature.read_bytes(), key.verifying_key
 
 
@@ -108,6 +116,11 @@ json_values = st.recursive(
 @SETTINGS
 @given(data=st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_parsers_of_untrusted_bytes_raise_nothing_but_signature_error(data):
-    for parse in (Envelope.from_bytes, statement_module.from_bytes):
+    for parse in (
+        Envelope.from_bytes,
+        statement_module.from_bytes,
+        DsseEnvelope.from_bytes,
+        ModelStatement.from_bytes,
+    ):
         with pytest.raises(SignatureError):
             parse(data)

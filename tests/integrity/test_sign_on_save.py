@@ -61,7 +61,7 @@ def pem(key):
 def test_every_kind_of_file_is_signed(tmp_path, pem, public, name, weights_only):
     model = fit(SignOnSave(tmp_path / name, pem, save_weights_only=weights_only))
     verify(tmp_path / name, public)
-    assert names(tmp_path) == [name, name + ".sig"]
+    assert names(tmp_path) == [name, name + ".modelsec.json", name + ".sig"]
     if weights_only:
         loaded = make_model()
         load_verified_weights(loaded, tmp_path / name, public)
@@ -75,7 +75,7 @@ def test_fields_of_the_name_are_filled_and_each_file_is_signed(tmp_path, pem, pu
     fit(SignOnSave(path, pem), epochs=3, validation_data=(X, Y))
     models = sorted((tmp_path / "run").glob("*.keras"))
     assert [p.name[:3] for p in models] == ["01-", "02-", "03-"]
-    assert len(names(tmp_path / "run")) == 6
+    assert len(names(tmp_path / "run")) == 9
     for model in models:
         verify(model, public)
 
@@ -101,7 +101,7 @@ def test_same_files_at_the_same_times_as_model_checkpoint(tmp_path, pem):
             self.folder, self.seen = folder, []
 
         def on_epoch_end(self, epoch, logs=None):
-            files = [p for p in self.folder.iterdir() if p.suffix != ".sig"]
+            files = [p for p in self.folder.iterdir() if p.suffix not in (".sig", ".json")]
             self.seen.append(sorted((p.name, p.stat().st_ino) for p in files))
 
     def run(folder, callback):
@@ -237,7 +237,7 @@ def test_failing_training_leaves_the_last_signed_checkpoint_whole(tmp_path, pem,
     with pytest.raises(RuntimeError, match="out of memory"):
         model.fit(X, Y, epochs=2, verbose=0, callbacks=callbacks)
     verify(tmp_path / "m.keras", public)
-    assert names(tmp_path) == ["m.keras", "m.keras.sig"]
+    assert names(tmp_path) == ["m.keras", "m.keras.modelsec.json", "m.keras.sig"]
 
 
 @pytest.mark.parametrize(("name", "weights_only"), [("m.keras", False), ("m.weights.h5", True)])
@@ -260,7 +260,7 @@ def test_full_disk_is_clear_and_leaves_the_last_signed_checkpoint_whole(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / name).read_bytes() == before
     verify(tmp_path / name, public)
-    assert names(tmp_path) == [name, name + ".sig"]
+    assert names(tmp_path) == [name, name + ".modelsec.json", name + ".sig"]
 
 
 def test_target_that_is_a_folder_is_named(tmp_path, pem):
@@ -279,7 +279,7 @@ def test_leftovers_of_a_killed_run_are_settled_when_training_begins(tmp_path, pe
     callback = SignOnSave(path, pem)
     callback.set_model(make_model())
     callback.on_train_begin()
-    assert names(tmp_path) == ["m.keras", "m.keras.sig"]
+    assert names(tmp_path) == ["m.keras", "m.keras.modelsec.json", "m.keras.sig"]
     verify(path, public, signature_path=tmp_path / "m.keras.sig")
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from keras_modelsec.integrity import CheckpointError, TamperedModelError, sign, verify
 from keras_modelsec.integrity.signed_saving import recover, save_signed, staging_folder
 
+WHOLE = ["model.keras", "model.keras.modelsec.json", "model.keras.sig"]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="kill -9 and locks")
 
 # Saves a model of random size over and over; the CRASH_AT-th step that touches the disk kills it.
@@ -44,7 +46,7 @@ def write(path):
 
 print("started", flush=True)
 for _ in range(1 if crash_at else 10**9):
-    save_signed(write, target, key)
+    save_signed(write, target, [key])
 print("finished", count, flush=True)
 """
 
@@ -90,10 +92,10 @@ def target(tmp_path):
 
 def test_pair_is_written_and_replaced_without_litter(target, key, public):
     for data in (b"first", b"second"):
-        save_signed(writes(data), target, key)
+        save_signed(writes(data), target, [key])
         verify(target, public)
         assert target.read_bytes() == data
-        assert names(target.parent) == ["model.keras", "model.keras.sig"]
+        assert names(target.parent) == WHOLE
 
 
 @POSIX
@@ -101,17 +103,19 @@ def test_pair_is_written_and_replaced_without_litter(target, key, public):
 @pytest.mark.parametrize("state", ["nothing", "pair", "interrupted"])
 def test_kill_at_every_step_leaves_a_pair_that_verifies(target, key, public, key_file, state):
     crashes = 0
-    for crash_at in range(1, 40):
+    for crash_at in range(1, 60):
         for path in target.parent.iterdir():
             if path.is_file():
                 path.unlink()
         if state != "nothing":
-            save_signed(writes(b"old"), target, key)
+            save_signed(writes(b"old"), target, [key])
         if state == "interrupted":  # a writer was killed between its two renames before
-            older = target.with_name(target.name + ".sig").read_bytes()
-            save_signed(writes(b"newer"), target, key)
-            os.replace(f"{target}.sig", f"{target}.sig.next")
-            target.with_name(target.name + ".sig").write_bytes(older)
+            vouchers = [Path(f"{target}.sig"), Path(f"{target}.modelsec.json")]
+            older = [path.read_bytes() for path in vouchers]
+            save_signed(writes(b"newer"), target, [key])
+            for path, data in zip(vouchers, older, strict=True):
+                os.replace(path, f"{path}.next")
+                path.write_bytes(data)
         writer = start_writer(target, key_file, crash_at)
         output = writer.communicate(timeout=60)[0]
         if writer.returncode == 0:
@@ -125,7 +129,7 @@ def test_kill_at_every_step_leaves_a_pair_that_verifies(target, key, public, key
             assert state == "nothing"
         before = target.read_bytes() if target.exists() else None
         recover(target.parent)
-        assert names(target.parent) == (["model.keras", "model.keras.sig"] if before else [])
+        assert names(target.parent) == (WHOLE if before else [])
         if before:
             assert target.read_bytes() == before
             verify(target, public, signature_path=f"{target}.sig")
@@ -137,7 +141,7 @@ def test_kill_at_every_step_leaves_a_pair_that_verifies(target, key, public, key
 def test_kill_at_random_moments_never_loses_the_last_signed_checkpoint(
     target, key, public, key_file
 ):
-    save_signed(writes(b"old"), target, key)
+    save_signed(writes(b"old"), target, [key])
     rng = random.Random(7)
     replaced = set()
     for _ in range(30):
@@ -150,13 +154,13 @@ def test_kill_at_random_moments_never_loses_the_last_signed_checkpoint(
         replaced.add(target.read_bytes()[:16])
     assert len(replaced) > 3
     recover(target.parent)
-    assert names(target.parent) == ["model.keras", "model.keras.sig"]
+    assert names(target.parent) == WHOLE
     verify(target, public, signature_path=f"{target}.sig")
 
 
 @POSIX
 def test_reader_beside_a_live_writer_never_sees_a_broken_pair(target, key, public, key_file):
-    save_signed(writes(b"old"), target, key)
+    save_signed(writes(b"old"), target, [key])
     writer = start_writer(target, key_file)
     try:
         assert writer.stdout.readline() == "started\n"
@@ -184,41 +188,41 @@ def test_two_writers_at_once_leave_one_pair(target, key, public, key_file):
             writer.communicate()
     verify(target, public)
     recover(target.parent)
-    assert names(target.parent) == ["model.keras", "model.keras.sig"]
+    assert names(target.parent) == WHOLE
 
 
 def test_failed_write_leaves_the_old_pair_and_no_litter(target, key, public):
-    save_signed(writes(b"old"), target, key)
+    save_signed(writes(b"old"), target, [key])
 
     def fails(path):
         writes(b"half")(path)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        save_signed(fails, target, key)
+        save_signed(fails, target, [key])
     verify(target, public)
     assert target.read_bytes() == b"old"
-    assert names(target.parent) == ["model.keras", "model.keras.sig"]
+    assert names(target.parent) == WHOLE
 
 
 def test_full_disk_is_a_checkpoint_error_and_leaves_the_old_pair(target, key, public):
     resource = pytest.importorskip("resource")
-    save_signed(writes(b"old"), target, key)
+    save_signed(writes(b"old"), target, [key])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
         with pytest.raises(CheckpointError, match=r"model\.keras.*unchanged\. Make room"):
-            save_signed(writes(bytes(2 << 20)), target, key)
+            save_signed(writes(bytes(2 << 20)), target, [key])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     verify(target, public)
     assert target.read_bytes() == b"old"
-    assert names(target.parent) == ["model.keras", "model.keras.sig"]
+    assert names(target.parent) == WHOLE
 
 
-@pytest.mark.parametrize("step", range(1, 4))
+@pytest.mark.parametrize("step", range(1, 6))
 def test_error_at_each_rename_leaves_a_pair_that_verifies(target, key, public, monkeypatch, step):
-    save_signed(writes(b"old"), target, key)
+    save_signed(writes(b"old"), target, [key])
     replace, count = os.replace, 0
 
     def fails(*args):
@@ -230,18 +234,18 @@ def test_error_at_each_rename_leaves_a_pair_that_verifies(target, key, public, m
 
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(CheckpointError, match=r"Permission denied"):
-        save_signed(writes(b"new"), target, key)
+        save_signed(writes(b"new"), target, [key])
     monkeypatch.undo()
     verify(target, public)
-    assert target.read_bytes() == (b"new" if step == 3 else b"old")
+    assert target.read_bytes() == (b"new" if step > 3 else b"old")
     recover(target.parent)
-    assert names(target.parent) == ["model.keras", "model.keras.sig"]
+    assert names(target.parent) == WHOLE
 
 
 def test_target_that_is_a_folder_stays_one(target, key):
     target.mkdir()
     with pytest.raises(IsADirectoryError):
-        save_signed(writes(b"new"), target, key)
+        save_signed(writes(b"new"), target, [key])
     assert names(target.parent) == ["model.keras"]
 
 
@@ -260,7 +264,7 @@ def test_link_named_like_a_staging_folder_is_left_alone(target, key, tmp_path):
     (tmp_path / "precious" / "file").write_bytes(b"x")
     link = target.parent / ".modelsec-saving-link"
     link.symlink_to(tmp_path / "precious")
-    save_signed(writes(b"new"), target, key)
+    save_signed(writes(b"new"), target, [key])
     recover(target.parent)
     assert (tmp_path / "precious" / "file").exists()
     assert link.is_symlink()
@@ -269,17 +273,19 @@ def test_link_named_like_a_staging_folder_is_left_alone(target, key, tmp_path):
 def test_pending_signature_of_another_model_is_removed_and_never_takes_its_place(
     target, key, public, tmp_path
 ):
-    save_signed(writes(b"old"), target, key)
+    save_signed(writes(b"old"), target, [key])
     (tmp_path / "other").write_bytes(b"other")
-    sign(tmp_path / "other", key, signature_path=f"{target}.sig.next")
+    sign(tmp_path / "other", key)
+    os.replace(tmp_path / "other.sig", f"{target}.sig.next")
+    os.replace(tmp_path / "other.modelsec.json", f"{target}.modelsec.json.next")
     recover(target.parent)
     verify(target, public)
-    assert names(target.parent) == ["model.keras", "model.keras.sig"]
+    assert names(target.parent) == WHOLE
 
 
 def test_unsigned_model_is_replaced_by_a_signed_one(target, key, public):
     target.write_bytes(b"unsigned")
-    save_signed(writes(b"signed"), target, key)
+    save_signed(writes(b"signed"), target, [key])
     verify(target, public)
     target.write_bytes(b"unsigned")
     with pytest.raises(TamperedModelError):

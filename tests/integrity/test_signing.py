@@ -15,7 +15,8 @@ def test_signature_lies_beside_the_model(tmp_path, key, public):
     model.write_bytes(b"bytes")
     assert sign(model, key) == tmp_path / "model.keras.sig"
     assert verify(model, public) is None
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.keras", "model.keras.sig"]
+    names = ["model.keras", "model.keras.modelsec.json", "model.keras.sig"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 def test_signature_has_exactly_the_fields_of_the_format(signed_file, forger, key):
@@ -48,7 +49,7 @@ def test_signature_inside_the_folder_is_left_out(signed_folder, key, public, for
     sign(signed_folder.path, key, signature_path=inside)  # the old one is not part of the new
     verify(signed_folder.path, public, signature_path=inside)
     serialization = forger.statement(inside)["predicate"]["serialization"]
-    assert serialization["ignore_paths"] == ["model.sig"]
+    assert serialization["ignore_paths"] == ["model.modelsec.json", "model.sig"]
 
 
 def test_relative_paths_and_trailing_separators(tmp_path, monkeypatch, key, public):
@@ -117,7 +118,7 @@ def test_nothing_is_hashed_when_the_target_cannot_be_written(signed_file, key, m
     def hashed(*_args, **_kwargs):
         raise RuntimeError("hashed")
 
-    monkeypatch.setattr("keras_modelsec.integrity.signing.describe", hashed)
+    monkeypatch.setattr("keras_modelsec.integrity.signing.describe_for_signing", hashed)
     with pytest.raises(FileNotFoundError, match=r"must exist.*x\.sig"):
         sign(signed_file.path, key, signature_path=signed_file.path.parent / "no" / "x.sig")
     with pytest.raises(IsADirectoryError, match="where no folder is"):
@@ -149,7 +150,7 @@ def test_failed_write_leaves_the_old_signature_and_no_litter(signed_file, key, m
     with pytest.raises(OSError, match="No space left"):
         sign(signed_file.path, key)
     assert signed_file.signature.read_bytes() == before
-    assert len(list(signed_file.path.parent.iterdir())) == 2
+    assert len(list(signed_file.path.parent.iterdir())) == 2  # the model and NAME.sig
 
 
 def test_missing_model_is_named(tmp_path, key):

@@ -135,9 +135,11 @@ def test_any_trusted_key_will_do(signed_file, key, other_key):
     verify(signed_file.path, [other_key.verifying_key, key.verifying_key])
 
 
-def test_forged_signature_under_a_trusted_hint_fails(signed_file, public, other_key, forger):
+def test_forged_signature_under_a_trusted_hint_fails(
+    signed_file, public, other_key, forger, sign_openssf
+):
     bundle = forger.bundle(signed_file.signature)
-    sign(signed_file.path, other_key)
+    sign_openssf(signed_file.path, other_key)
     forged = forger.bundle(signed_file.signature)
     forged["verificationMaterial"] = bundle["verificationMaterial"]
     signed_file.signature.write_text(json.dumps(forged))
@@ -231,11 +233,13 @@ def test_file_that_changes_while_it_is_hashed_is_refused(signed_file, public, mo
         verify(signed_file.path, public)
 
 
-def test_pending_signature_counts_only_beside_the_default_place(signed_file, public, tmp_path, key):
+def test_pending_signature_counts_only_beside_the_default_place(
+    signed_file, public, tmp_path, key, sign_openssf
+):
     pending = signed_file.signature.with_name("model.bin.sig.next")
     new = tmp_path / "new.bin"
     new.write_bytes(b"new bytes")
-    new_signature = sign(new, key)
+    new_signature = sign_openssf(new, key)
     new_signature.rename(pending)
     new.rename(signed_file.path)  # the state between SignOnSave's two renames
     verify(signed_file.path, public)
@@ -244,12 +248,14 @@ def test_pending_signature_counts_only_beside_the_default_place(signed_file, pub
 
 
 def test_pending_signature_must_be_trusted_and_does_not_excuse_a_bad_one(
-    signed_file, public, other_key
+    signed_file, public, other_key, sign_openssf
 ):
     pending = signed_file.signature.with_name("model.bin.sig.next")
     good = signed_file.signature.read_bytes()
     signed_file.path.write_bytes(b"evil")
-    sign(signed_file.path, other_key, signature_path=pending)
+    evil = signed_file.path.with_name("evil.bin")
+    evil.write_bytes(b"evil")
+    sign_openssf(evil, other_key).rename(pending)
     with pytest.raises(TamperedModelError):
         verify(signed_file.path, public)
     signed_file.path.write_bytes(bytes(range(256)) * 4)

@@ -1,0 +1,109 @@
+"""What a statement says of where a model comes from, beside what its signer adds.
+
+Owns the facts that can be read off the environment and a .keras file. They are the signer's word:
+nothing here is proved by being signed.
+"""
+
+import importlib.metadata
+import json
+import math
+import platform
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_modelsec.integrity import strict_json
+from keras_modelsec.integrity.errors import SignatureError
+
+_PACKAGES = ("keras-modelsec", "keras", "tensorflow", "numpy")
+_MAX_CONFIG_BYTES = 16 << 20
+_MAX_PROVENANCE_BYTES = 16 << 20
+
+
+def collect(path: Path, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The provenance of a model about to be signed.
+
+    Args:
+        path: The model; of a .keras file, class, name, date and compile configuration are read.
+        extra: What the signer adds, e.g. `{"dataset_sha256": ...}`; replaces what is found under
+            the same name.
+
+    Raises:
+        TypeError: If `extra` is no mapping of strings to what JSON can hold.
+        ValueError: If it is larger than 16 MiB.
+    """
+    found = {"packages": packages(), **(_from_archive(path) if path.suffix == ".keras" else {})}
+    return found | _check(extra or {})
+
+
+def packages() -> dict[str, str]:
+    """Versions of Python and of the packages that make a model."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _from_archive(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            metadata = _member(archive, "metadata.json")
+            config = _member(archive, "config.json")
+    except (zipfile.BadZipFile, ValueError, OSError, KeyError, NotImplementedError):
+        return {}  # no Keras archive: then there is nothing to say about it
+    facts: dict[str, Any] = {
+        "model": {
+            "class_name": config.get("class_name"),
+            "name": (config.get("config") or {}).get("name"),
+            "keras_version": metadata.get("keras_version"),
+            "date_saved": metadata.get("date_saved"),
+        }
+    }
+    compiled = config.get("compile_config")
+    return facts | ({"compile": _finite(compiled)} if compiled else {})
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
+    with archive.open(name) as member:
+        value = json.loads(member.read(_MAX_CONFIG_BYTES))
+    if not isinstance(value, dict):
+        raise ValueError(name)
+    return value
+
+
+def _finite(value: Any) -> Any:
+    """`value` with NaN and infinities, which strict JSON has no form for, as text."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check(extra: Any) -> dict[str, Any]:
+    if not isinstance(extra, Mapping) or not all(isinstance(name, str) for name in extra):
+        raise TypeError(
+            "`provenance` must be a mapping of names to JSON values. "
+            f"Received: {type(extra).__name__}."
+        )
+    try:
+        data = json.dumps(_finite(dict(extra)), allow_nan=False).encode("ascii")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"`provenance` must hold only what JSON can. Received: {error}. "
+            "Pass numbers, texts, lists and dicts."
+        ) from None
+    if len(data) > _MAX_PROVENANCE_BYTES:
+        raise ValueError(
+            f"`provenance` must have at most {_MAX_PROVENANCE_BYTES} bytes as JSON. "
+            f"Received: {len(data)}. Pass a digest of what is large."
+        )
+    try:
+        value: dict[str, Any] = strict_json.parse(data, "`provenance`")
+    except SignatureError as error:
+        raise TypeError(str(error)) from None
+    return value
