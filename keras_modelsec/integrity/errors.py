@@ -89,6 +89,13 @@ def _listing(names: list[str]) -> str:
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
+class DecryptionError(SignatureError):
+    """The encrypted file was altered, cut or damaged, or no key that was given opens it.
+
+    Nothing of what it holds has been released, written or parsed.
+    """
+
+
 class KeyFormatError(ValueError):
     """A key that cannot be used: another format, kind or curve, or no key at all."""
 
@@ -99,6 +106,19 @@ class WrongPasswordError(KeyFormatError):
 
 class UnsafeModelError(ValueError):
     """The model file could do more than hold a model, or could not be loaded safely now."""
+
+
+class CodeInModelError(UnsafeModelError):
+    """The model's configuration can run code or read other files when it is loaded.
+
+    Args:
+        message: What was found and what to do.
+        parts: The kinds of code-carrying parts that were found and not allowed, such as "Lambda".
+    """
+
+    def __init__(self, message: str, parts: Sequence[str] = ()):
+        self.parts = tuple(parts)
+        super().__init__(message)
 
 
 class CheckpointError(OSError):
