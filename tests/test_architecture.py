@@ -21,7 +21,12 @@ OWNERS = {
     "keras.src": {"_core/keras_internals.py"},
     "dp_accounting": {"privacy/accounting.py"},
     "cryptography": {
+        "integrity/encrypted_stream.py",
+        "integrity/encryption_keys.py",
+        "integrity/key_slots.py",
         "integrity/algorithms.py",
+        "integrity/certificate_chain.py",
+        "integrity/certificates.py",
         "integrity/key_loading.py",
         "integrity/keys.py",
         "integrity/passphrase.py",
