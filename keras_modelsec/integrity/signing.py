@@ -4,6 +4,7 @@ Owns what is written and in which order. Hashing is in describing.py, the format
 and model_statement.py.
 """
 
+import dataclasses
 import datetime
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -226,6 +227,26 @@ def write_signed(
     files.write_atomically(places.signature, signature)
     files.write_atomically(places.statement, data)
     return places.signature
+
+
+def state_parity(places: Places, key: SigningKey, parity: ParityRecord) -> bool:
+    """Names a parity file in the statement in place, which is signed anew and otherwise unchanged.
+
+    Args:
+        places: Where signature and statement are.
+        key: The key that signed the statement; co-signers must sign again by `sign`.
+        parity: Replaces an earlier record of the same name.
+
+    Returns:
+        Whether there was a statement by `key`.
+    """
+    said = own_statement(places.statement, key)
+    if said is None:
+        return False
+    others = tuple(record for record in said.parity if record.name != parity.name)
+    said = dataclasses.replace(said, parity=(*others, parity))
+    files.write_atomically(places.statement, make_statement(said, [key]))
+    return True
 
 
 def own_statement(place: Path, key: SigningKey) -> ModelStatement | None:
