@@ -24,6 +24,8 @@ _NAMES = {
     "PrivacyBudget": "keras_modelsec.privacy.privacy_budget",
     "PrivacyBudgetExceeded": "keras_modelsec.privacy.privacy_budget",
     # integrity
+    "ActivationGuard": "keras_modelsec.integrity.activation_guard",
+    "guard_activations": "keras_modelsec.integrity.guarding",
     "SignOnSave": "keras_modelsec.integrity.sign_on_save",
     "SignatureError": "keras_modelsec.integrity.errors",
     "TamperedModelError": "keras_modelsec.integrity.errors",
@@ -31,6 +33,7 @@ _NAMES = {
     "load_verified_model": "keras_modelsec.integrity.loading",
     "load_verified_weights": "keras_modelsec.integrity.loading",
     "sign": "keras_modelsec.integrity.signing",
+    "verified_copy": "keras_modelsec.integrity.verified_copy",
     "verify": "keras_modelsec.integrity.verifying",
     # watermark
     "WatermarkMonitor": "keras_modelsec.watermark.watermark_monitor",
@@ -42,12 +45,14 @@ _NAMES = {
 _NAMESPACES = {
     "attacks": "keras_modelsec.robustness.attacks",
     "integrity": "keras_modelsec.integrity",
+    "layers": "keras_modelsec.layers",
     "privacy": "keras_modelsec.privacy",
     "watermark": "keras_modelsec.watermark",
 }
 
 # Classes that saved files name: Keras finds them after `import keras_modelsec` alone.
 _SERIALIZABLE = {
+    "ActivationGuard": "keras_modelsec.integrity.activation_guard",
     "SecureModel": "keras_modelsec.secure_model",
     "SecureFunctional": "keras_modelsec.secure_model",
     "AdversarialTraining": "keras_modelsec.robustness.adversarial_training",
@@ -63,13 +68,16 @@ register_lazily(_SERIALIZABLE)
 __all__ = ["__version__", *_NAMES, *_NAMESPACES]
 
 if TYPE_CHECKING:
-    from keras_modelsec import integrity, privacy, watermark
+    from keras_modelsec import integrity, layers, privacy, watermark
     from keras_modelsec._core.export import export_plain
+    from keras_modelsec.integrity.activation_guard import ActivationGuard
     from keras_modelsec.integrity.errors import SignatureError, TamperedModelError
+    from keras_modelsec.integrity.guarding import guard_activations
     from keras_modelsec.integrity.keys import generate_keys
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
     from keras_modelsec.integrity.sign_on_save import SignOnSave
     from keras_modelsec.integrity.signing import sign
+    from keras_modelsec.integrity.verified_copy import verified_copy
     from keras_modelsec.integrity.verifying import verify
     from keras_modelsec.privacy.dp_mixin import DPMixin
     from keras_modelsec.privacy.dp_optimizer import DPOptimizer

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from keras_modelsec.integrity.errors import (
     ChangedFile,
     CheckpointError,
+    CodeInModelError,
     KeyFormatError,
     RevokedModelError,
     RolledBackError,
@@ -26,13 +27,24 @@ from keras_modelsec.integrity.keys import KeyPair, generate_keys
 from keras_modelsec.integrity.secrets import EnvironmentVariable
 from keras_modelsec.integrity.signing import sign
 from keras_modelsec.integrity.signing_key import SigningKey, VerifyingKey
+from keras_modelsec.integrity.verified_copy import verified_copy
 from keras_modelsec.integrity.verifying import verify
 
 if TYPE_CHECKING:
+    from keras_modelsec.integrity.activation_guard import (
+        ActivationGuard,
+        ActivationReport,
+        activation_reports,
+    )
+    from keras_modelsec.integrity.guarding import guard_activations
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
     from keras_modelsec.integrity.sign_on_save import SignOnSave
 
 _NEED_KERAS = {
+    "ActivationGuard": "keras_modelsec.integrity.activation_guard",
+    "ActivationReport": "keras_modelsec.integrity.activation_guard",
+    "activation_reports": "keras_modelsec.integrity.activation_guard",
+    "guard_activations": "keras_modelsec.integrity.guarding",
     "SignOnSave": "keras_modelsec.integrity.sign_on_save",
     "load_verified_model": "keras_modelsec.integrity.loading",
     "load_verified_weights": "keras_modelsec.integrity.loading",
@@ -52,10 +64,17 @@ __all__ = [
     "load_verified_model",
     "load_verified_weights",
     "sign",
+    "verified_copy",
     "verify",
+    # guards at run time
+    "ActivationGuard",
+    "ActivationReport",
+    "activation_reports",
+    "guard_activations",
     # errors
     "ChangedFile",
     "CheckpointError",
+    "CodeInModelError",
     "KeyFormatError",
     "RevokedModelError",
     "RolledBackError",
