@@ -36,6 +36,15 @@ def graph_ends(model: keras.Model) -> tuple[Any, Any]:
     return model._inputs_struct, model._outputs_struct
 
 
+def run_graph(model: keras.Model, inputs: Any, call: Any) -> Any:
+    """Runs a functional model's graph with `call(operation, *args, **kwargs)` for each operation.
+
+    As `keras.models.clone_model` does, which would also compile what it makes
+    (`Function._run_through_graph`).
+    """
+    return model._run_through_graph(inputs, operation_fn=lambda op: op, call_fn=call)
+
+
 def print_message(message: str) -> None:
     """Prints as Keras does: past the progress bar, or to the log (`io_utils.print_msg`)."""
     print_msg(message)
