@@ -148,10 +148,10 @@ def _read_entry(directory: bytes, at: int) -> tuple[_Entry, int]:
     values = _resolve64([size, packed, offset], directory[extra_at:end], raw_name)
     size, packed, offset = values
     name = _decode_name(raw_name, flags)
-    if flags & ~_UTF8:
-        _refuse("hold no encrypted or streamed member", name)
     if method or size != packed:
         _refuse("hold its members uncompressed, as Keras writes them", name)
+    if flags & ~_UTF8:
+        _refuse("hold no encrypted or streamed member", name)
     kind = (attributes >> 16) & _TYPE_BITS
     if kind not in (0, _REGULAR_FILE) or attributes & _DOS_FOLDER:
         _refuse("hold regular files, and no symbolic link or folder", name)
@@ -174,9 +174,11 @@ def _read_local(file: BinaryIO, entry: _Entry) -> Member:
     fields = _LOCAL.unpack(_read_at(file, entry.header_offset, _LOCAL.size))
     magic, _, flags, method, _, _, crc, packed, size, name_length, extra_length = fields
     name_at = entry.header_offset + _LOCAL.size
+    if magic != b"PK\x03\x04" or name_length != len(entry.raw_name):
+        _refuse("say the same of a member in both places", entry.name)
     name = _read_at(file, name_at, name_length)
     extra = _read_at(file, name_at + name_length, extra_length)
-    if magic != b"PK\x03\x04" or name != entry.raw_name or flags != entry.flags or method:
+    if name != entry.raw_name or flags != entry.flags or method:
         _refuse("say the same of a member in both places", entry.name)
     size, packed = _resolve64([size, packed], extra, entry.name)
     if (size, packed, crc) != (entry.size, entry.size, entry.crc):
