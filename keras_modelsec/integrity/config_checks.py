@@ -204,7 +204,7 @@ class _Names:
                 f"{node.get('module')}.{name}",
             )
         parts = {name} & CODE_CARRYING if custom is None else set()
-        return parts | _kinds(found, CODE_CARRYING) | _file_names(found, node["config"])
+        return (parts or _kinds(found, CODE_CARRYING)) | _file_names(found, node["config"])
 
     def _find_custom(self, node: dict[str, Any], name: str) -> Any:
         """The user's object for a class, if Keras would take that and not its own."""
@@ -217,15 +217,20 @@ class _Names:
 
     def _check_function(self, node: dict[str, Any]) -> None:
         name, module = node.get("config"), node.get("module")
-        if self._custom(name) is not None:
+        if self._custom(name) is not None or self._is_registered_somewhere(module, name):
             return
         places = _FUNCTIONS_IN if module == "builtins" else (module,)
         if not any(_is_function(place, name) for place in places):
             _refuse(
                 "A model's configuration",
-                "name only Keras's activations, losses, metrics and ops, and registered functions",
+                "name only functions of Keras's that compute, registered ones and `custom_objects`",
                 f"{module}.{name}",
             )
+
+    def _is_registered_somewhere(self, module: Any, name: Any) -> bool:
+        """Whether a function saved by its bare name is registered under any package's."""
+        known = {**self._custom_objects, **keras.saving.get_custom_objects()}
+        return module == "builtins" and any(key.endswith(f">{name}") for key in known)
 
 
 def _find_class(module: Any, name: str) -> Any:

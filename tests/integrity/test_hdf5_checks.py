@@ -1,3 +1,4 @@
+import contextlib
 import io
 import struct
 import time
@@ -220,10 +221,8 @@ def test_damaged_files_are_accepted_or_refused_by_name(data):
         at = data.draw(st.integers(0, len(damaged) - 1))
         damaged[at] = data.draw(st.sampled_from([0, 1, 2, 127, 128, 255]))
     started = time.monotonic()
-    try:
+    with contextlib.suppress(UnsafeModelError):
         check_hdf5(io.BytesIO(bytes(damaged)), legacy=data.draw(st.booleans()))
-    except UnsafeModelError:
-        pass
     assert time.monotonic() - started < 5
 
 

@@ -176,7 +176,7 @@ def test_names_that_look_like_others_are_refused(name):
     [
         (("a", "a"), "each member once"),
         (("config.json", "CONFIG.json"), "each member once"),
-        (("config.json", "ｃonfig.json"), "each member once"),  # full width
+        (("config.json", "\uff43onfig.json"), "each member once"),  # full width
         (("assets/a", "assets/a/b"), "folder of another"),
         (("assets/a/b", "assets/a"), "folder of another"),
     ],
