@@ -96,6 +96,42 @@ class DecryptionError(SignatureError):
     """
 
 
+class LostRange(NamedTuple):
+    """Bytes that could not be restored.
+
+    Attributes:
+        name: Path inside the signed folder, or "." for a signed file.
+        start: The first lost byte.
+        stop: The first byte behind.
+    """
+
+    name: str
+    start: int
+    stop: int
+
+
+class UnrepairableError(SignatureError):
+    """There is more damage than parity; the model was left as it is.
+
+    Args:
+        message: What was to be repaired, with its path.
+        lost: The byte ranges of the signed files that cannot be restored.
+        stripes_lost: How many stripes (groups of blocks with parity of their own) lost more blocks
+            than they have parity for.
+        stripes: How many stripes there are.
+    """
+
+    def __init__(self, message: str, *, lost: Sequence[LostRange], stripes_lost: int, stripes: int):
+        self.lost = tuple(lost)
+        self.stripes_lost = stripes_lost
+        self.stripes = stripes
+        ranges = _listing([f"{item.name!r} bytes {item.start} to {item.stop}" for item in lost])
+        super().__init__(
+            f"{message} Cannot be restored: {ranges}; {stripes_lost} of {stripes} groups of blocks "
+            "have more damage than parity. The model was left as it is."
+        )
+
+
 class KeyFormatError(ValueError):
     """A key that cannot be used: another format, kind or curve, or no key at all."""
 
