@@ -29,6 +29,7 @@ _NAMES = {
     "SignOnSave": "keras_modelsec.integrity.sign_on_save",
     "SignatureError": "keras_modelsec.integrity.errors",
     "TamperedModelError": "keras_modelsec.integrity.errors",
+    "TrustStore": "keras_modelsec.integrity.trust_store",
     "generate_keys": "keras_modelsec.integrity.keys",
     "load_verified_model": "keras_modelsec.integrity.loading",
     "load_verified_weights": "keras_modelsec.integrity.loading",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
     from keras_modelsec.integrity.sign_on_save import SignOnSave
     from keras_modelsec.integrity.signing import sign
+    from keras_modelsec.integrity.trust_store import TrustStore
     from keras_modelsec.integrity.verified_copy import verified_copy
     from keras_modelsec.integrity.verifying import verify
     from keras_modelsec.privacy.dp_mixin import DPMixin

@@ -18,7 +18,7 @@ NAMED_TUPLE_METHODS = {"_asdict", "_fields", "_replace"}
 # Each outside library has its owners; all else goes through them.
 OWNERS = {
     "tensorflow": {"_core/backend/tensorflow.py"},
-    "keras.src": {"_core/keras_internals.py"},
+    "keras.src": {"_core/keras_internals.py", "_core/keras_saving.py"},
     "dp_accounting": {"privacy/accounting.py"},
     "cryptography": {
         "integrity/encrypted_stream.py",

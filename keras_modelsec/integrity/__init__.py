@@ -7,10 +7,12 @@ import it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from keras_modelsec.integrity.certificates import TrustedRoots, load_certificate_chain
 from keras_modelsec.integrity.errors import (
     ChangedFile,
     CheckpointError,
     CodeInModelError,
+    ConcurrentChangeError,
     KeyFormatError,
     RevokedModelError,
     RolledBackError,
@@ -27,6 +29,7 @@ from keras_modelsec.integrity.keys import KeyPair, generate_keys
 from keras_modelsec.integrity.secrets import EnvironmentVariable
 from keras_modelsec.integrity.signing import sign
 from keras_modelsec.integrity.signing_key import SigningKey, VerifyingKey
+from keras_modelsec.integrity.trust_store import TrustStore
 from keras_modelsec.integrity.verified_copy import verified_copy
 from keras_modelsec.integrity.verifying import verify
 
@@ -56,8 +59,11 @@ __all__ = [
     "ExternalSigner",
     "KeyPair",
     "SigningKey",
+    "TrustStore",
+    "TrustedRoots",
     "VerifyingKey",
     "generate_keys",
+    "load_certificate_chain",
     "load_signing_key",
     # sign, verify, load
     "SignOnSave",
@@ -75,6 +81,7 @@ __all__ = [
     "ChangedFile",
     "CheckpointError",
     "CodeInModelError",
+    "ConcurrentChangeError",
     "KeyFormatError",
     "RevokedModelError",
     "RolledBackError",

@@ -100,7 +100,7 @@ class Ed25519(Algorithm):
 
 
 class MLDSA65(Algorithm):
-    """ML-DSA-65 (FIPS 204), pure and with an empty context; meant to withstand quantum computers."""
+    """ML-DSA-65 (FIPS 204), pure, with an empty context; meant to withstand quantum computers."""
 
     name = "ml-dsa-65"
     signature_kind = "3,309 bytes of ML-DSA-65"

@@ -84,6 +84,32 @@ class TamperedModelError(SignatureError):
         return [f"{label}: {_listing(names)}." for label, names in parts if names]
 
 
+class TamperedWeightsError(TamperedModelError):
+    """Weights in memory are not the trusted ones.
+
+    Args:
+        message: What must hold, and what to do.
+        tensors: Paths of the changed tensors, as in the .keras file.
+        added: Paths of weights that the signature does not cover.
+        missing: Paths of signed weights that the model does not have.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        tensors: Sequence[str],
+        added: Sequence[str] = (),
+        missing: Sequence[str] = (),
+    ):
+        self.tensors = tuple(tensors)
+        super().__init__(message, added=added, missing=missing)
+
+    def _details(self) -> list[str]:
+        changed = _listing([repr(name) for name in self.tensors])
+        return ([f"Changed weights: {changed}."] if changed else []) + super()._details()
+
+
 def _listing(names: list[str]) -> str:
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
@@ -159,3 +185,7 @@ class CodeInModelError(UnsafeModelError):
 
 class CheckpointError(OSError):
     """A signed checkpoint could not be written; the one before it is unchanged."""
+
+
+class ConcurrentChangeError(OSError):
+    """Somebody else saved the file since it was loaded: load, change and save again."""

@@ -7,7 +7,7 @@ key material.
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -23,11 +23,16 @@ from keras_modelsec.integrity.errors import KeyFormatError, WrongPasswordError
 from keras_modelsec.integrity.secrets import Password, resolve_password
 from keras_modelsec.integrity.signing_key import PrivateKey, PublicKey, SigningKey, VerifyingKey
 
+if TYPE_CHECKING:
+    from keras_modelsec.integrity.certificates import TrustedRoots
+    from keras_modelsec.integrity.trust_store_contents import TrustStoreContents
+
 PrivateKeySource: TypeAlias = (
     "str | os.PathLike[str] | bytes | PrivateKey | SigningKey | Callable[[], Any]"
 )
 PublicKeySource: TypeAlias = "str | os.PathLike[str] | bytes | PublicKey | VerifyingKey"
-TrustedKeys: TypeAlias = "PublicKeySource | Iterable[PublicKeySource]"
+TrustSource: TypeAlias = "PublicKeySource | TrustedRoots | TrustStoreContents"
+TrustedKeys: TypeAlias = "TrustSource | Iterable[TrustSource]"
 
 _MAX_KEY_BYTES = 64 << 10
 _MAYBE_KEY = re.compile(r"[A-Za-z0-9+/=\s]{100,}")  # bare base64: never shown in a message
@@ -64,7 +69,7 @@ def load_signing_key(source: PrivateKeySource, password: Password = None) -> Sig
         return source
     if _is_private_key(source):
         return SigningKey(source)
-    pem, origin = _read_pem(source, _PRIVATE)
+    pem, origin = read_pem(source, _PRIVATE)
     label = _key_label(pem, _PRIVATE, origin)
     if not label.endswith("PRIVATE KEY"):
         _refuse(_PRIVATE, "a private key", origin, f"a {label}", "Pass the other file of the pair.")
@@ -75,7 +80,9 @@ def load_signing_key(source: PrivateKeySource, password: Password = None) -> Sig
     return SigningKey(key)
 
 
-def load_trusted_keys(source: TrustedKeys) -> dict[str, VerifyingKey]:
+def load_trusted_keys(
+    source: "PublicKeySource | Iterable[PublicKeySource]",
+) -> dict[str, VerifyingKey]:
     """Reads the public keys that a signature may be made with.
 
     Args:
@@ -124,7 +131,7 @@ def load_verifying_key(source: PublicKeySource, argument: str = _PUBLIC) -> Veri
         return source
     if _is_public_key(source):
         return VerifyingKey(source)
-    pem, origin = _read_pem(source, argument)
+    pem, origin = read_pem(source, argument)
     label = _key_label(pem, argument, origin)
     if label.endswith("PRIVATE KEY"):
         remedy = "Pass the public key: who only verifies must not hold the private one."
@@ -207,14 +214,26 @@ def _refuse_undecodable(pem: bytes, argument: str, rule: str, origin: str) -> No
     _refuse(argument, rule, origin, "PEM that does not decode", _REMEDY)
 
 
-def _read_pem(source: Any, argument: str) -> tuple[bytes, str]:
+def read_pem(source: Any, argument: str, what: str = "") -> tuple[bytes, str]:
+    """The bytes of a small file or text, and where they come from, for messages.
+
+    Args:
+        source: A path, or PEM as text or bytes.
+        argument: What the user calls it.
+        what: What it should hold if not a key, for messages.
+
+    Raises:
+        KeyFormatError: If it is nothing of the kind.
+        FileNotFoundError, PermissionError: If the file cannot be read.
+    """
     if isinstance(source, str) and "-----BEGIN" in source:
         source = source.encode("utf-8", "replace")
     if isinstance(source, bytes):
         return source, ""
+    remedy = "" if what else f" {_REMEDY}"
     if not isinstance(source, (str, os.PathLike)):
-        rule = "a path, PEM, or a key object"
-        _refuse(argument, rule, "", type(source).__name__, _REMEDY)
+        rule = f"a path, PEM, or a {what or 'key'} object"
+        _refuse(argument, rule, "", type(source).__name__, remedy.strip())
     shown = "a text" if _MAYBE_KEY.fullmatch(os.fspath(source)) else repr(os.fspath(source))
     try:
         with open(source, "rb") as file:  # a link is fine: deployment tools mount keys through them
@@ -224,7 +243,7 @@ def _read_pem(source: Any, argument: str) -> tuple[bytes, str]:
         reason = getattr(error, "strerror", None) or "no possible path"
         raise kind(
             f"`{argument}` must be PEM or the path of a file that can be read. "
-            f"Received: {shown} ({reason}). {_REMEDY}"
+            f"Received: {shown} ({reason}).{remedy}"
         ) from None
 
 
