@@ -27,12 +27,18 @@ _NAMES = {
     "ActivationGuard": "keras_modelsec.integrity.activation_guard",
     "guard_activations": "keras_modelsec.integrity.guarding",
     "SignOnSave": "keras_modelsec.integrity.sign_on_save",
+    "SignedBackupAndRestore": "keras_modelsec.integrity.signed_backup",
     "SignatureError": "keras_modelsec.integrity.errors",
     "TamperedModelError": "keras_modelsec.integrity.errors",
     "TrustStore": "keras_modelsec.integrity.trust_store",
     "generate_keys": "keras_modelsec.integrity.keys",
+    "decrypt_file": "keras_modelsec.integrity.file_encryption",
+    "encrypt_file": "keras_modelsec.integrity.file_encryption",
+    "load_encrypted": "keras_modelsec.integrity.encrypted_models",
+    "load_encrypted_weights": "keras_modelsec.integrity.encrypted_models",
     "load_verified_model": "keras_modelsec.integrity.loading",
     "load_verified_weights": "keras_modelsec.integrity.loading",
+    "save_encrypted": "keras_modelsec.integrity.encrypted_models",
     "sign": "keras_modelsec.integrity.signing",
     "verified_copy": "keras_modelsec.integrity.verified_copy",
     "verify": "keras_modelsec.integrity.verifying",
@@ -72,11 +78,18 @@ if TYPE_CHECKING:
     from keras_modelsec import integrity, layers, privacy, watermark
     from keras_modelsec._core.export import export_plain
     from keras_modelsec.integrity.activation_guard import ActivationGuard
+    from keras_modelsec.integrity.encrypted_models import (
+        load_encrypted,
+        load_encrypted_weights,
+        save_encrypted,
+    )
     from keras_modelsec.integrity.errors import SignatureError, TamperedModelError
+    from keras_modelsec.integrity.file_encryption import decrypt_file, encrypt_file
     from keras_modelsec.integrity.guarding import guard_activations
     from keras_modelsec.integrity.keys import generate_keys
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
     from keras_modelsec.integrity.sign_on_save import SignOnSave
+    from keras_modelsec.integrity.signed_backup import SignedBackupAndRestore
     from keras_modelsec.integrity.signing import sign
     from keras_modelsec.integrity.trust_store import TrustStore
     from keras_modelsec.integrity.verified_copy import verified_copy

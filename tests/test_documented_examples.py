@@ -103,7 +103,19 @@ def _marked(names):
     ).map(lambda x, y: (x[:, 0], y))
 
 
+def _encrypted(names):
+    _keys(names)
+    names["model"].save("model.keras")
+    ms.integrity.generate_encryption_keys("alice.key", "alice.pub")
+    ms.save_encrypted(names["model"], "model.keras.enc", "alice.pub")
+    ms.sign("model.keras.enc", "owner.pem")
+
+
 PREPARATIONS = {
+    "decrypt_file": _encrypted,
+    "encrypt_file": lambda names: names["model"].save("model.keras"),
+    "load_encrypted": _encrypted,
+    "load_encrypted_weights": _encrypted,
     "RobustnessMonitor": _compile,
     "PrivacyBudget": _private,
     "SignOnSave": lambda names: (_compile(names), _keys(names)),

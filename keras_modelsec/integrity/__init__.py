@@ -8,11 +8,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from keras_modelsec.integrity.certificates import TrustedRoots, load_certificate_chain
+from keras_modelsec.integrity.encryption_keys import (
+    EncryptionPrivateKey,
+    EncryptionPublicKey,
+    generate_encryption_keys,
+)
 from keras_modelsec.integrity.errors import (
     ChangedFile,
     CheckpointError,
     CodeInModelError,
     ConcurrentChangeError,
+    DecryptionError,
     KeyFormatError,
     RevokedModelError,
     RolledBackError,
@@ -24,7 +30,9 @@ from keras_modelsec.integrity.errors import (
     WrongPasswordError,
 )
 from keras_modelsec.integrity.external_signer import ExternalSigner
+from keras_modelsec.integrity.file_encryption import decrypt_file, encrypt_file
 from keras_modelsec.integrity.key_loading import load_signing_key
+from keras_modelsec.integrity.key_slots import Passphrase
 from keras_modelsec.integrity.keys import KeyPair, generate_keys
 from keras_modelsec.integrity.secrets import EnvironmentVariable
 from keras_modelsec.integrity.signing import sign
@@ -39,9 +47,15 @@ if TYPE_CHECKING:
         ActivationReport,
         activation_reports,
     )
+    from keras_modelsec.integrity.encrypted_models import (
+        load_encrypted,
+        load_encrypted_weights,
+        save_encrypted,
+    )
     from keras_modelsec.integrity.guarding import guard_activations
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
     from keras_modelsec.integrity.sign_on_save import SignOnSave
+    from keras_modelsec.integrity.signed_backup import SignedBackupAndRestore
 
 _NEED_KERAS = {
     "ActivationGuard": "keras_modelsec.integrity.activation_guard",
@@ -49,6 +63,10 @@ _NEED_KERAS = {
     "activation_reports": "keras_modelsec.integrity.activation_guard",
     "guard_activations": "keras_modelsec.integrity.guarding",
     "SignOnSave": "keras_modelsec.integrity.sign_on_save",
+    "load_encrypted": "keras_modelsec.integrity.encrypted_models",
+    "load_encrypted_weights": "keras_modelsec.integrity.encrypted_models",
+    "save_encrypted": "keras_modelsec.integrity.encrypted_models",
+    "SignedBackupAndRestore": "keras_modelsec.integrity.signed_backup",
     "load_verified_model": "keras_modelsec.integrity.loading",
     "load_verified_weights": "keras_modelsec.integrity.loading",
 }
@@ -67,11 +85,22 @@ __all__ = [
     "load_signing_key",
     # sign, verify, load
     "SignOnSave",
+    "SignedBackupAndRestore",
     "load_verified_model",
     "load_verified_weights",
     "sign",
     "verified_copy",
     "verify",
+    # secrecy at rest
+    "EncryptionPrivateKey",
+    "EncryptionPublicKey",
+    "Passphrase",
+    "decrypt_file",
+    "encrypt_file",
+    "generate_encryption_keys",
+    "load_encrypted",
+    "load_encrypted_weights",
+    "save_encrypted",
     # guards at run time
     "ActivationGuard",
     "ActivationReport",
@@ -82,6 +111,7 @@ __all__ = [
     "CheckpointError",
     "CodeInModelError",
     "ConcurrentChangeError",
+    "DecryptionError",
     "KeyFormatError",
     "RevokedModelError",
     "RolledBackError",

@@ -264,13 +264,14 @@ def _read(source: "str | os.PathLike[str]") -> bytes:
     except (OSError, ValueError) as error:
         kind = type(error) if isinstance(error, OSError) else KeyFormatError
         reason = getattr(error, "strerror", None) or "no possible path"
-        shown = os.fspath(source)
-        is_path = isinstance(source, os.PathLike) or shown.endswith(_PATH_ENDINGS)
-        raise kind(
-            f"`key` must be the path of a key file that can be read, if it is text. Received: "
-            f"{repr(shown) if is_path else 'a text'} ({reason}). For a passphrase, pass "
-            "keras_modelsec.integrity.Passphrase(...)."
-        ) from None
+    # Raised out here, since the first error, which has the text, would be kept as the context.
+    shown = os.fspath(source)
+    is_path = isinstance(source, os.PathLike) or shown.endswith(_PATH_ENDINGS)
+    raise kind(
+        f"`key` must be the path of a key file that can be read, if it is text. Received: "
+        f"{repr(shown) if is_path else 'a text'} ({reason}). For a passphrase, pass "
+        "keras_modelsec.integrity.Passphrase(...)."
+    )
 
 
 def _refuse(rule: str, received: str, remedy: str = "") -> NoReturn:
