@@ -29,6 +29,7 @@ _NAMES = {
     "SignOnSave": "keras_modelsec.integrity.sign_on_save",
     "SignedBackupAndRestore": "keras_modelsec.integrity.signed_backup",
     "SignatureError": "keras_modelsec.integrity.errors",
+    "UnrepairableError": "keras_modelsec.integrity.errors",
     "TamperedModelError": "keras_modelsec.integrity.errors",
     "TrustStore": "keras_modelsec.integrity.trust_store",
     "generate_keys": "keras_modelsec.integrity.keys",
@@ -39,6 +40,8 @@ _NAMES = {
     "load_verified_model": "keras_modelsec.integrity.loading",
     "load_verified_weights": "keras_modelsec.integrity.loading",
     "save_encrypted": "keras_modelsec.integrity.encrypted_models",
+    "protect": "keras_modelsec.integrity.protecting",
+    "repair": "keras_modelsec.integrity.repairing",
     "sign": "keras_modelsec.integrity.signing",
     "verified_copy": "keras_modelsec.integrity.verified_copy",
     "verify": "keras_modelsec.integrity.verifying",
@@ -83,11 +86,17 @@ if TYPE_CHECKING:
         load_encrypted_weights,
         save_encrypted,
     )
-    from keras_modelsec.integrity.errors import SignatureError, TamperedModelError
+    from keras_modelsec.integrity.errors import (
+        SignatureError,
+        TamperedModelError,
+        UnrepairableError,
+    )
     from keras_modelsec.integrity.file_encryption import decrypt_file, encrypt_file
     from keras_modelsec.integrity.guarding import guard_activations
     from keras_modelsec.integrity.keys import generate_keys
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
+    from keras_modelsec.integrity.protecting import protect
+    from keras_modelsec.integrity.repairing import repair
     from keras_modelsec.integrity.sign_on_save import SignOnSave
     from keras_modelsec.integrity.signed_backup import SignedBackupAndRestore
     from keras_modelsec.integrity.signing import sign

@@ -34,6 +34,7 @@ OWNERS = {
         "integrity/signing_key.py",
         "watermark/keys.py",
     },
+    "pyeclib": {"integrity/erasure_code.py"},
     "tensorflow_privacy": set(),
     "matplotlib": set(),
     "torch": set(),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_modelsec import __version__
-from keras_modelsec.cli import keys_command, signature_commands
+from keras_modelsec.cli import keys_command, repair_commands, signature_commands
 from keras_modelsec.integrity.errors import SignatureError, TamperedModelError
 
 EXIT_OK, EXIT_NOT_VERIFIED, EXIT_ERROR = 0, 1, 2
@@ -22,6 +22,8 @@ _COMMANDS: tuple[Callable[[Any], argparse.ArgumentParser], ...] = (
     keys_command.add_keygen,
     signature_commands.add_sign,
     signature_commands.add_verify,
+    repair_commands.add_protect,
+    repair_commands.add_repair,
 )
 
 
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         result = options.command(options)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         failed = options.verifies and isinstance(error, SignatureError)
         return _report_failure(options, error, EXIT_NOT_VERIFIED if failed else EXIT_ERROR)
     except KeyboardInterrupt:

@@ -20,10 +20,12 @@ from keras_modelsec.integrity.errors import (
     ConcurrentChangeError,
     DecryptionError,
     KeyFormatError,
+    LostRange,
     RevokedModelError,
     RolledBackError,
     SignatureError,
     TamperedModelError,
+    UnrepairableError,
     UnsafeModelError,
     UnsafePathError,
     UntrustedKeyError,
@@ -54,6 +56,9 @@ if TYPE_CHECKING:
     )
     from keras_modelsec.integrity.guarding import guard_activations
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
+    from keras_modelsec.integrity.protecting import protect
+    from keras_modelsec.integrity.repair_report import RepairReport
+    from keras_modelsec.integrity.repairing import repair
     from keras_modelsec.integrity.sign_on_save import SignOnSave
     from keras_modelsec.integrity.signed_backup import SignedBackupAndRestore
 
@@ -69,6 +74,10 @@ _NEED_KERAS = {
     "SignedBackupAndRestore": "keras_modelsec.integrity.signed_backup",
     "load_verified_model": "keras_modelsec.integrity.loading",
     "load_verified_weights": "keras_modelsec.integrity.loading",
+    # these need numpy
+    "RepairReport": "keras_modelsec.integrity.repair_report",
+    "protect": "keras_modelsec.integrity.protecting",
+    "repair": "keras_modelsec.integrity.repairing",
 }
 
 __all__ = [
@@ -101,6 +110,10 @@ __all__ = [
     "load_encrypted",
     "load_encrypted_weights",
     "save_encrypted",
+    # repair
+    "RepairReport",
+    "protect",
+    "repair",
     # guards at run time
     "ActivationGuard",
     "ActivationReport",
@@ -113,10 +126,12 @@ __all__ = [
     "ConcurrentChangeError",
     "DecryptionError",
     "KeyFormatError",
+    "LostRange",
     "RevokedModelError",
     "RolledBackError",
     "SignatureError",
     "TamperedModelError",
+    "UnrepairableError",
     "UnsafeModelError",
     "UnsafePathError",
     "UntrustedKeyError",

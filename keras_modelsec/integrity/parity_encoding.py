@@ -16,6 +16,7 @@ from keras_modelsec.integrity.parity_geometry import Geometry
 from keras_modelsec.integrity.parity_statement import ENTRY_BYTES, block_entry
 
 _BATCH_BYTES = 8 << 20
+_HASHERS = 2
 
 
 class EntryTable:
@@ -92,22 +93,26 @@ def encode(
     column = geometry.stripes * geometry.block_size
     if column:
         code = ErasureCode(geometry.data, geometry.parity)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(_HASHERS) as pool:
         waiting: list[Future[None]] = []
         step = slice_length(geometry) if column else 1
         for start in range(0, column, step):
             length = min(step, column - start)
             columns = _gather(stream, geometry, start, length)
-            if waiting:
+            while waiting:  # in the order of the bytes, and no more than one piece ahead
                 waiting.pop().result()
-            waiting.append(pool.submit(_feed_columns, data, columns, column, start, length))
+            for part in range(_HASHERS):
+                chosen = range(part, geometry.data, _HASHERS)
+                waiting.append(
+                    pool.submit(_feed_columns, data, columns, column, start, length, chosen)
+                )
             for row, piece in enumerate(code.encode(columns)):
                 parity.feed(row * column + start, piece)
                 write(row * column + start, piece)
             if progress:
                 progress(min(geometry.total, (start + length) * geometry.data), geometry.total)
-        if waiting:
-            waiting.pop().result()
+        for future in waiting:
+            future.result()
     return data.to_bytes(), parity.to_bytes()
 
 
@@ -121,7 +126,9 @@ def _gather(stream: ByteStream, geometry: Geometry, start: int, length: int) -> 
     return bytes(data)
 
 
-def _feed_columns(table: EntryTable, columns: bytes, column: int, start: int, length: int) -> None:
+def _feed_columns(
+    table: EntryTable, columns: bytes, column: int, start: int, length: int, chosen: range
+) -> None:
     view = memoryview(columns)
-    for index in range(len(columns) // length):
+    for index in chosen:
         table.feed(index * column + start, view[index * length : (index + 1) * length])
