@@ -229,7 +229,7 @@ def _by_keras(shown: Path, load: Callable[[], _Result]) -> _Result:
     """What Keras loads; its own refusals as they are, all other failures under one name."""
     try:
         return load()
-    except (ValueError, TypeError, NotImplementedError, ImportError):
+    except (ValueError, NotImplementedError, ImportError):  # bad contents; another backend needed
         raise
     except Exception as error:
         raise UnsafeModelError(
