@@ -25,6 +25,7 @@ _NAMES = {
     "PrivacyBudgetExceeded": "keras_modelsec.privacy.privacy_budget",
     # integrity
     "ActivationGuard": "keras_modelsec.integrity.activation_guard",
+    "IntegrityGuard": "keras_modelsec.integrity.integrity_guard",
     "guard_activations": "keras_modelsec.integrity.guarding",
     "SignOnSave": "keras_modelsec.integrity.sign_on_save",
     "SignedBackupAndRestore": "keras_modelsec.integrity.signed_backup",
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     )
     from keras_modelsec.integrity.file_encryption import decrypt_file, encrypt_file
     from keras_modelsec.integrity.guarding import guard_activations
+    from keras_modelsec.integrity.integrity_guard import IntegrityGuard
     from keras_modelsec.integrity.keys import generate_keys
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
     from keras_modelsec.integrity.protecting import protect

@@ -25,6 +25,7 @@ from keras_modelsec.integrity.errors import (
     RolledBackError,
     SignatureError,
     TamperedModelError,
+    TamperedWeightsError,
     UnrepairableError,
     UnsafeModelError,
     UnsafePathError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         save_encrypted,
     )
     from keras_modelsec.integrity.guarding import guard_activations
+    from keras_modelsec.integrity.integrity_guard import IntegrityGuard
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
     from keras_modelsec.integrity.protecting import protect
     from keras_modelsec.integrity.repair_report import RepairReport
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 _NEED_KERAS = {
     "ActivationGuard": "keras_modelsec.integrity.activation_guard",
     "ActivationReport": "keras_modelsec.integrity.activation_guard",
+    "IntegrityGuard": "keras_modelsec.integrity.integrity_guard",
     "activation_reports": "keras_modelsec.integrity.activation_guard",
     "guard_activations": "keras_modelsec.integrity.guarding",
     "SignOnSave": "keras_modelsec.integrity.sign_on_save",
@@ -117,6 +120,7 @@ __all__ = [
     # guards at run time
     "ActivationGuard",
     "ActivationReport",
+    "IntegrityGuard",
     "activation_reports",
     "guard_activations",
     # errors
@@ -131,6 +135,7 @@ __all__ = [
     "RolledBackError",
     "SignatureError",
     "TamperedModelError",
+    "TamperedWeightsError",
     "UnrepairableError",
     "UnsafeModelError",
     "UnsafePathError",

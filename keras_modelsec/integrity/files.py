@@ -5,6 +5,7 @@ are opened, not by a check beforehand, so that there is no moment in between.
 """
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -166,6 +167,43 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Waits until a file, or all files and names of a folder, are on the disk."""
+    if kind_of(path) == "file":
+        sync_file(path)
+        return
+    for name in list_folder(path):
+        sync_file(path / name)
+    for folder, _, _ in os.walk(path):
+        sync_folder(Path(folder))
+
+
+def replace(source: Path, target: Path) -> None:
+    """Renames a file or folder over what is at `target`, in one step where the system can.
+
+    A folder cannot be renamed over one that holds files; on Linux the two are exchanged at once,
+    elsewhere there is a moment in which nothing is at `target`. What was there is where `source`
+    was.
+    """
+    if not (source.is_dir() and target.is_dir()):
+        os.replace(source, target)
+    elif not _exchange(source, target):
+        aside = source.with_name(source.name + ".old")
+        os.replace(target, aside)
+        os.replace(source, target)
+        os.replace(aside, source)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names at once (`renameat2` of Linux); False if it cannot be done."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def sync_folder(folder: Path) -> None:

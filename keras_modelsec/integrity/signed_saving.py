@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from keras_modelsec.integrity import files, statement
-from keras_modelsec.integrity.describing import describe_for_signing
+from keras_modelsec.integrity.describing import compare, describe_for_signing
 from keras_modelsec.integrity.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
 from keras_modelsec.integrity.envelope import MAX_SIGNATURE_BYTES, Envelope
 from keras_modelsec.integrity.errors import CheckpointError, SignatureError
-from keras_modelsec.integrity.manifest import SINGLE_FILE
 from keras_modelsec.integrity.model_statement import STATEMENT_SUFFIX, ModelStatement
 from keras_modelsec.integrity.places import PENDING_SUFFIX, SIGNATURE_SUFFIX, Places
 from keras_modelsec.integrity.provenance import collect
@@ -68,7 +67,7 @@ def save_signed(
     keys: Sequence[SigningKey],
     release: Release | None = None,
 ) -> None:
-    """Has `write` make a file, signs it, and puts all in place of what was there.
+    """Has `write` make a file or folder, signs it, and puts all in place of what was there.
 
     Args:
         write: `write(path)` writes the model to a path that has the target's file name.
@@ -80,17 +79,49 @@ def save_signed(
         CheckpointError: If the disk is full, the folder read-only, and so on. What was at `target`
             is unchanged, and no temporary file is left.
     """
-    try:
-        with staging_folder(target.parent) as folder:
+    begin_signed_save(write, target, keys, release)()
+
+
+def begin_signed_save(
+    write: Callable[[str], None],
+    target: Path,
+    keys: Sequence[SigningKey],
+    release: Release | None = None,
+) -> Callable[[], None]:
+    """The first half of `save_signed`: the model is written, under a name nobody reads.
+
+    Returns:
+        The second half, to be called once, in any thread: it syncs, hashes, signs and renames.
+
+    Raises:
+        CheckpointError: As `save_signed`; the second half raises it too.
+    """
+    with contextlib.ExitStack() as stack:
+        with _named_errors(target):
+            folder = stack.enter_context(staging_folder(target.parent))
             staged = folder / target.name
             write(str(staged))
-            files.sync_file(staged)
+            if target.is_dir() and not staged.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        rest = stack.pop_all()
+
+    def finish() -> None:
+        with rest, _named_errors(target):
+            files.sync_tree(staged)
             places = Places.of(target)
             vouchers = _write_vouchers(staged, places, keys, release or Release())
             with _locked(target.parent):
                 _settle(target)
                 _put_in_place(staged, vouchers, target)
-    except IsADirectoryError:
+
+    return finish
+
+
+@contextlib.contextmanager
+def _named_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (IsADirectoryError, CheckpointError):
         raise
     except OSError as error:
         raise _checkpoint_error(target, error) from error
@@ -125,7 +156,7 @@ def _put_in_place(staged: Path, vouchers: Mapping[Path, Path], target: Path) -> 
         for place, path in vouchers.items():
             os.replace(path, pending[place])
         files.sync_folder(target.parent)
-        os.replace(staged, target)
+        files.replace(staged, target)
     except BaseException:
         for path in pending.values():
             with contextlib.suppress(OSError):
@@ -151,7 +182,7 @@ def _settle(target: Path) -> None:
     pairs = [pair for pair in pairs if os.path.lexists(pair[0])]
     if not pairs:
         return
-    found = {SINGLE_FILE: files.hash_file(target)} if os.path.lexists(target) else None
+    found = dict(compare(target, None).manifest.digests) if os.path.lexists(target) else None
     for pending, place, read in pairs:
         if found is not None and read(pending) == found:
             os.replace(pending, place)

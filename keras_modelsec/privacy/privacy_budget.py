@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_modelsec._core import keras_internals as internals
+from keras_modelsec._core import provenance
 from keras_modelsec._core.checks import check_choice, check_integer, check_number
 from keras_modelsec.privacy import accounting
 from keras_modelsec.privacy.dp_optimizer import DPOptimizer
@@ -141,6 +142,7 @@ class PrivacyBudget(keras.callbacks.Callback):
                 "larger budget, or fewer `steps_per_execution`."
             )
         self._batch_size_at_plan = optimizer.batch_size
+        provenance.note(self.model, "privacy", self._facts)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Stops if the next execution would exceed the budget."""
@@ -161,6 +163,10 @@ class PrivacyBudget(keras.callbacks.Callback):
         """Adds `privacy_epsilon` to the logs."""
         if logs is not None:
             logs["privacy_epsilon"] = self.epsilon
+
+    def _facts(self) -> dict[str, Any]:
+        """What a signed checkpoint states of its privacy."""
+        return {"epsilon": self.epsilon, "delta": self.delta, "statement": self.statement()}
 
     def _optimizer(self) -> DPOptimizer:
         optimizer = getattr(self.model, "optimizer", None)

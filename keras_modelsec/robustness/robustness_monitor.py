@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_modelsec._core import backend, checks
+from keras_modelsec._core import backend, checks, provenance
 from keras_modelsec.robustness.attacks import inputs
 from keras_modelsec.robustness.attacks.attack import Attack
 from keras_modelsec.robustness.image_grid import are_images, draw_grid
@@ -85,6 +85,7 @@ class RobustnessMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Tries the model on one example, so that what cannot work fails before the training."""
         self._results = {}
+        provenance.note(self.model, "robustness", self._facts)
         if self.model.built:
             one = keras.tree.map_structure(lambda leaf: leaf[:1], self._x)
             self._predictor.classes(self.model, one, batch_size=1)
@@ -138,6 +139,18 @@ class RobustnessMonitor(keras.callbacks.Callback):
     def _scalars(self) -> dict[str, float]:
         return {
             "clean_accuracy" if name == "clean" else f"robust_accuracy_{name}": result.accuracy
+            for name, result in self._results.items()
+        }
+
+    def _facts(self) -> dict[str, Any]:
+        """What a signed checkpoint states of the last evaluation."""
+        return {
+            name: {
+                "accuracy": result.accuracy,
+                "confidence_interval": result.confidence_interval,
+                "sample_size": result.sample_size,
+                "settings": result.settings,
+            }
             for name, result in self._results.items()
         }
 

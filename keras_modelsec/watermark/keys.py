@@ -103,6 +103,14 @@ class SecretKey:
         _check_strength(material)
         self._material = material
 
+    @property
+    def commitment(self) -> str:
+        """64 hexadecimal digits that bind to the key and do not tell it.
+
+        Published before a dispute, in a signed statement say, they show who had which key when.
+        """
+        return self.derive("keras_modelsec/watermark/commitment/v1").hex()
+
     def derive(self, info: str, length: int = 32) -> bytes:
         """`length` bytes for the purpose `info`: HKDF-SHA256 (RFC 5869) with an empty salt."""
         return HKDF(hashes.SHA256(), length, salt=None, info=info.encode()).derive(self._material)

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_modelsec._core import provenance
 from keras_modelsec._core.checks import check_integer
 from keras_modelsec.watermark import derivation
 from keras_modelsec.watermark.carriers import readable_variables
@@ -55,6 +56,7 @@ class WatermarkMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuses a model without a mark of this key."""
         self.report = None
+        provenance.note(self.model, "watermark", self._facts)
         variables = readable_variables(self.model)
         marked = [v for v in variables if isinstance(v.regularizer, WatermarkRegularizer)]
         for variable in marked:
@@ -75,6 +77,13 @@ class WatermarkMonitor(keras.callbacks.Callback):
         if logs is not None:
             logs["watermark_z"] = self.report.z
             logs["watermark_log10_p"] = self.report.log10_p
+
+    def _facts(self) -> dict[str, Any]:
+        """What a signed checkpoint states of the mark; the key cannot be told from it."""
+        facts: dict[str, Any] = {"commitment": self._secret.commitment}
+        if self.report is not None:
+            facts |= {"z": self.report.z, "log10_p": self.report.log10_p}
+        return facts
 
     def _check_active(self, variable: keras.Variable) -> None:
         regularizer = variable.regularizer

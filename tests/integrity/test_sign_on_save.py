@@ -1,8 +1,10 @@
 import copy
+import json
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 
 import keras
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+import keras_modelsec as ms
 from keras_modelsec.integrity import (
     CheckpointError,
     EnvironmentVariable,
@@ -18,11 +21,16 @@ from keras_modelsec.integrity import (
     TamperedModelError,
     UnsafePathError,
     WrongPasswordError,
+    files,
     generate_keys,
     load_verified_model,
     load_verified_weights,
     verify,
 )
+from keras_modelsec.integrity.model_statement import read_statement
+from keras_modelsec.integrity.places import Places
+from keras_modelsec.integrity.trust import Trust
+from keras_modelsec.watermark.keys import SecretKey
 
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = X @ np.ones((4, 1), "float32")
@@ -121,7 +129,7 @@ def test_same_files_at_the_same_times_as_model_checkpoint(tmp_path, pem):
     options = {"save_best_only": True, "monitor": "val_loss"}
     (tmp_path / "ours").mkdir()
     path = tmp_path / "ours" / "m.keras"
-    changed, seen = run(tmp_path / "ours", SignOnSave(path, pem, **options))
+    changed, seen = run(tmp_path / "ours", SignOnSave(path, pem, background=False, **options))
     (tmp_path / "theirs").mkdir()
     theirs = keras.callbacks.ModelCheckpoint(tmp_path / "theirs" / "m.keras", **options)
     _, expected = run(tmp_path / "theirs", theirs)
@@ -336,3 +344,113 @@ def test_killed_fit_leaves_a_checkpoint_that_loads(tmp_path, pem, public):
         process.kill()
         process.communicate()
         assert load_verified_model(path, public).count_params() == 64 * 2000 + 2000 + 2001
+
+
+def stated(path, public):
+    return read_statement(Places.of(path).statement, Trust({public.hint: public}))
+
+
+def test_export_is_a_signed_folder_and_replaces_the_one_before(tmp_path, pem, public):
+    path = tmp_path / "served"
+    seen = set()
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:
+                verify(path, public)
+                seen.add((path / "fingerprint.pb").stat().st_ino)
+
+    callbacks = [SignOnSave(path, pem, background=False), Look()]
+    make_model().fit(X, Y, epochs=3, verbose=0, callbacks=callbacks)
+    verify(path, public)
+    assert len(seen) == 2
+    assert names(tmp_path) == ["served", "served.modelsec.json", "served.sig"]
+    assert stated(path, public).version == 3
+    next(path.rglob("variables.data*")).write_bytes(b"else")
+    with pytest.raises(TamperedModelError):
+        verify(path, public)
+
+
+def test_ending_that_is_none_of_keras_is_refused(tmp_path, pem):
+    with pytest.raises(ValueError, match="filepath"):
+        SignOnSave(tmp_path / "m.txt", pem)
+    with pytest.raises(ValueError, match="weights"):
+        SignOnSave(tmp_path / "export", pem, save_weights_only=True)
+    SignOnSave(tmp_path / "{epoch:02d}-{val_loss:.2f}", pem)
+
+
+def test_version_counts_up_within_and_across_runs(tmp_path, pem, public):
+    path = tmp_path / "{epoch}.keras"
+    fit(SignOnSave(path, pem, name="net"), epochs=2)
+    fit(SignOnSave(path, pem, name="net"), epochs=3)
+    said = [stated(tmp_path / f"{n}.keras", public) for n in (1, 2, 3)]
+    assert [item.version for item in said] == [3, 4, 5]
+    assert {item.model for item in said} == {"net"}
+    fit(SignOnSave(path, pem, version=40), epochs=1)
+    assert stated(tmp_path / "1.keras", public).version == 40
+
+
+def test_statement_says_how_the_model_was_trained(tmp_path, pem, public):
+    key = ms.watermark.generate_key()
+    model = ms.SecureModel.from_model(make_model())
+    ms.attach_watermark(model, key)
+    optimizer = ms.DPOptimizer("adam", l2_norm_clip=1.0, noise_multiplier=1.0)
+    model.compile(optimizer, "mse")
+    callbacks = [
+        ms.PrivacyBudget(delta=1e-5),
+        ms.WatermarkMonitor(key),
+        SignOnSave(tmp_path / "m.keras", pem, provenance={"dataset_sha256": "0" * 64}),
+    ]
+    model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=callbacks)
+    facts = stated(tmp_path / "m.keras", public).provenance
+    assert facts["dataset_sha256"] == "0" * 64
+    assert facts["training"]["epoch"] == 1
+    assert facts["training"]["params"]["epochs"] == 2
+    assert facts["training"]["logs"]["loss"] > 0
+    assert facts["privacy"]["epsilon"] == pytest.approx(callbacks[0].epsilon)
+    assert "differential privacy" in facts["privacy"]["statement"]
+    assert facts["watermark"]["commitment"] == SecretKey(key).commitment
+    assert key.hex() not in json.dumps(dict(facts))
+
+
+def test_error_on_the_other_thread_stops_training_at_the_next_batch(tmp_path, pem, monkeypatch):
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    batches = []
+
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            batches.append(batch)
+            time.sleep(0.02)
+
+    monkeypatch.setattr("keras_modelsec.integrity.files.sync_tree", full)
+    callbacks = [SignOnSave(tmp_path / "m.keras", pem, save_freq=2), Count()]
+    with pytest.raises(CheckpointError, match="could not be written"):
+        make_model().fit(X, Y, batch_size=2, epochs=5, verbose=0, callbacks=callbacks)
+    assert len(batches) <= 4
+    assert names(tmp_path) == []
+
+
+def test_training_goes_on_while_a_checkpoint_is_signed(tmp_path, pem, public, monkeypatch):
+    original, began = files.sync_tree, threading.Event()
+    batches = []
+
+    def slow(path):
+        began.set()
+        time.sleep(0.3)
+        original(path)
+
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if began.is_set() and not (tmp_path / "m.keras").exists():
+                batches.append(batch)
+            time.sleep(0.02)
+
+    monkeypatch.setattr(files, "sync_tree", slow)
+    callbacks = [SignOnSave(tmp_path / "m.keras", pem, save_freq=1000), Count()]
+    callbacks[0].save_freq = 2
+    model = make_model()
+    model.fit(X, Y, batch_size=2, epochs=1, verbose=0, callbacks=callbacks)
+    assert batches
+    verify(tmp_path / "m.keras", public)  # all is in place when fit returns
