@@ -226,8 +226,7 @@ def load_encrypted_weights(
 
 
 def _write(model: keras.Model, name: str, file: BinaryIO, locks: Sequence[Lock]) -> None:
-    writer = EncryptingWriter(file, locks)
-    with contextlib.ExitStack() as stack:
+    with EncryptingWriter(file, locks) as writer, contextlib.ExitStack() as stack:
         if name.endswith(_WEIGHTS):
             keras_saving.write_weights(model, writer)
         else:

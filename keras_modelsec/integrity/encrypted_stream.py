@@ -32,6 +32,7 @@ from keras_modelsec.integrity.encryption_format import (
 )
 from keras_modelsec.integrity.errors import DecryptionError
 from keras_modelsec.integrity.key_slots import Lock, Opener, open_slots
+from keras_modelsec.integrity.write_behind import WriteBehind, write_all
 
 _INFO = b"keras_modelsec encrypted file v1"
 _PREFIX_BYTES = 7
@@ -61,7 +62,8 @@ class _Keys(NamedTuple):
 class EncryptingWriter(io.RawIOBase):
     """A stream that encrypts what is written to it.
 
-    What was written is a whole file only after `finish`; without it, readers find it cut off.
+    What was written is a whole file only after `finish`; without it, readers find it cut off. A
+    context manager, which ends the thread that writes large files.
 
     Args:
         file: Where the encrypted bytes go; unbuffered is best.
@@ -85,13 +87,12 @@ class EncryptingWriter(io.RawIOBase):
         slots = tuple(lock.seal(data_key) for lock in locks)
         bound = Header(chunk_bytes, slots, b"").bound
         self._keys = _Keys.derive(data_key, bound)
-        self._file = file
         self._chunk_bytes = chunk_bytes
         self._waiting = memoryview(bytearray(chunk_bytes))
         self._filled = 0
-        self._sealed = memoryview(bytearray(chunk_bytes + TAG_BYTES))
         self._index = 0
-        self._put(memoryview(bound + self._keys.commitment))
+        write_all(file, memoryview(bound + self._keys.commitment))
+        self._out = WriteBehind(file, chunk_bytes + TAG_BYTES)
 
     def writable(self) -> bool:
         """True."""
@@ -119,22 +120,25 @@ class EncryptingWriter(io.RawIOBase):
         """Writes the last chunk, which says that it is the last."""
         self._seal(self._waiting[: self._filled], last=True)
         self._filled = 0
+        self._out.drain()
+
+    def close(self) -> None:
+        """Ends the thread that writes."""
+        if not self.closed and hasattr(self, "_out"):
+            self._out.close()
+        super().close()
 
     def _seal(self, plain: memoryview, last: bool) -> None:
         if self._index >= MOST_CHUNKS:
             raise ValueError(f"A file must have at most {MOST_CHUNKS} chunks. Received: more.")
-        out = self._sealed[: len(plain) + TAG_BYTES]
+        buffer, count = self._out.buffer(), len(plain) + TAG_BYTES
         nonce = self._keys.nonce(self._index, last)
         if hasattr(AESGCM, "encrypt_into"):
-            self._keys.cipher.encrypt_into(nonce, plain, None, out)
+            self._keys.cipher.encrypt_into(nonce, plain, None, buffer[:count])
         else:
-            out[:] = self._keys.cipher.encrypt(nonce, plain, None)
+            buffer[:count] = self._keys.cipher.encrypt(nonce, plain, None)
         self._index += 1
-        self._put(out)
-
-    def _put(self, data: memoryview) -> None:
-        while len(data):
-            data = data[self._file.write(data) :]
+        self._out.put(buffer, count)
 
 
 class EncryptedFile:
@@ -177,19 +181,24 @@ class EncryptedFile:
             self._fail("is cut off or has bytes added")
         self.size = body - self.chunk_count * TAG_BYTES
 
-    def chunks(self, on_sealed: Callable[[memoryview], Any] | None = None) -> Iterator[memoryview]:
+    def chunks(
+        self,
+        on_sealed: Callable[[memoryview], Any] | None = None,
+        buffer: Callable[[], memoryview] | None = None,
+    ) -> Iterator[memoryview]:
         """Yields the plaintext, chunk by chunk, each authenticated; a view that is reused.
 
         The file as a whole is authentic only when the iterator has come to its end.
 
         Args:
             on_sealed: Called with each chunk's encrypted bytes before it is decrypted.
+            buffer: Gives a buffer of `chunk_bytes` for the next chunk; default: always the same.
         """
         for index in range(self.chunk_count):
             sealed = self._read_sealed(index)
             if on_sealed is not None:
                 on_sealed(sealed)
-            yield self._open(index, sealed)
+            yield self._open(index, sealed, buffer() if buffer else self._plain)
         self._file.seek(self._start + self._body)
         if self._file.read(1):
             self._fail("has bytes added")
@@ -203,7 +212,7 @@ class EncryptedFile:
         """
         sealed = self._read_sealed(index)
         on_sealed(sealed)
-        return self._open(index, sealed)
+        return self._open(index, sealed, self._plain)
 
     @property
     def chunk_bytes(self) -> int:
@@ -222,8 +231,8 @@ class EncryptedFile:
             filled += count
         return view
 
-    def _open(self, index: int, sealed: memoryview) -> memoryview:
-        out = self._plain[: len(sealed) - TAG_BYTES]
+    def _open(self, index: int, sealed: memoryview, buffer: memoryview) -> memoryview:
+        out = buffer[: len(sealed) - TAG_BYTES]
         nonce = self._keys.nonce(index, index == self.chunk_count - 1)
         try:
             if hasattr(AESGCM, "decrypt_into"):

@@ -13,6 +13,7 @@ from keras_modelsec.integrity.encrypted_stream import EncryptedFile, EncryptingW
 from keras_modelsec.integrity.key_slots import EncryptionKeys, locks_for, openers_for
 from keras_modelsec.integrity.secrets import Password
 from keras_modelsec.integrity.signed_saving import staging_folder
+from keras_modelsec.integrity.write_behind import WriteBehind
 
 ENCRYPTED_SUFFIX = ".enc"
 _READ_BYTES = encryption_format.CHUNK_BYTES
@@ -67,14 +68,14 @@ def encrypt_file(
     _check_places(source, target, overwrite)
     with files.open_regular(source) as plain, new_file(target, overwrite) as file:
         total = os.fstat(plain.fileno()).st_size
-        writer = EncryptingWriter(file, locks)
         buffer, done = memoryview(bytearray(_READ_BYTES)), 0
-        while count := plain.readinto(buffer):  # type: ignore[attr-defined]
-            writer.write(buffer[:count])
-            done += count
-            if progress is not None:
-                progress(done, max(total, done))
-        writer.finish()
+        with EncryptingWriter(file, locks) as writer:
+            while count := plain.readinto(buffer):  # type: ignore[attr-defined]
+                writer.write(buffer[:count])
+                done += count
+                if progress is not None:
+                    progress(done, max(total, done))
+            writer.finish()
     return target
 
 
@@ -126,12 +127,7 @@ def decrypt_file(
     with files.open_regular(source) as encrypted:
         opened = EncryptedFile(encrypted, openers, str(source))
         with new_file(target, overwrite, mode=0o600) as file:
-            done = 0
-            for plain in opened.chunks():
-                write_all(file, plain)
-                done += len(plain)
-                if progress is not None:
-                    progress(done, opened.size)
+            _decrypt_to(file, opened, progress)
     return target
 
 
@@ -155,10 +151,23 @@ def new_file(target: Path, overwrite: bool, *, mode: int = 0o666) -> Iterator[Bi
     files.sync_folder(target.parent)
 
 
-def write_all(file: BinaryIO, data: memoryview) -> None:
-    """Writes all of `data` to an unbuffered file, which may take less at a time."""
-    while len(data):
-        data = data[file.write(data) :]
+def _decrypt_to(file: BinaryIO, opened: EncryptedFile, progress: Progress | None) -> None:
+    out, done = WriteBehind(file, opened.chunk_bytes), 0
+    buffers: list[memoryview] = []
+
+    def next_buffer() -> memoryview:
+        buffers[:] = [out.buffer()]
+        return buffers[0]
+
+    try:
+        for plain in opened.chunks(buffer=next_buffer):
+            out.put(buffers[0], len(plain))
+            done += len(plain)
+            if progress is not None:
+                progress(done, opened.size)
+        out.drain()
+    finally:
+        out.close()
 
 
 def _publish(staged: Path, target: Path, overwrite: bool) -> None:
