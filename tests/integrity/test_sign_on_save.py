@@ -314,14 +314,16 @@ def test_checkpoint_replaces_a_link_instead_of_writing_through_it(tmp_path, pem,
 
 
 TRAIN = """
-import sys, numpy as np, keras
+import os, sys, numpy as np, keras
 import keras_modelsec as ms
 model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(2000), keras.layers.Dense(1)])
 model.compile("sgd", "mse")
 x, y = np.zeros((8, 64)), np.zeros((8, 1))
 class Started(keras.callbacks.Callback):
+    told = False
     def on_epoch_end(self, epoch, logs=None):
-        if epoch == 0:
+        if not self.told and os.path.exists(sys.argv[1]):
+            self.told = True
             print("started", flush=True)
 model.fit(x, y, epochs=10**6, verbose=0,
     callbacks=[ms.SignOnSave(sys.argv[1], sys.argv[2]), Started()])
@@ -392,7 +394,9 @@ def test_version_counts_up_within_and_across_runs(tmp_path, pem, public):
 
 def test_statement_says_how_the_model_was_trained(tmp_path, pem, public):
     key = ms.watermark.generate_key()
-    model = ms.SecureModel.from_model(make_model())
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(256)(inputs)
+    model = ms.SecureModel(inputs, keras.layers.Dense(1)(keras.layers.Dense(16)(hidden)))
     ms.attach_watermark(model, key)
     optimizer = ms.DPOptimizer("adam", l2_norm_clip=1.0, noise_multiplier=1.0)
     model.compile(optimizer, "mse")
