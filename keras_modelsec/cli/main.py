@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_modelsec import __version__
-from keras_modelsec.cli import keys_command, repair_commands, signature_commands
+from keras_modelsec.cli import keys_command, repair_commands, signature_commands, trust_command
 from keras_modelsec.integrity.errors import SignatureError, TamperedModelError
 
 EXIT_OK, EXIT_NOT_VERIFIED, EXIT_ERROR = 0, 1, 2
@@ -22,6 +22,7 @@ _COMMANDS: tuple[Callable[[Any], argparse.ArgumentParser], ...] = (
     keys_command.add_keygen,
     signature_commands.add_sign,
     signature_commands.add_verify,
+    trust_command.add_trust,
     repair_commands.add_protect,
     repair_commands.add_repair,
 )

@@ -181,6 +181,10 @@ class TrustStore(TrustStoreContents):
             )
         self.lowest_versions[model] = version
 
+    def set_threshold(self, threshold: int) -> None:
+        """Asks for signatures by this many different trusted keys on a model's statement, >= 1."""
+        self.threshold = check_integer("threshold", threshold, minimum=1)
+
     def set_expiry(self, expires: datetime.datetime | None) -> None:
         """Says until when the saved store is good (None: for ever); readers then need a new one."""
         self.expires = check_stored_time("expires", expires)

@@ -317,7 +317,7 @@ def test_order_and_number_are_exact(root, middle, leaf):
     extra = Issued("Extra", root)
     refused("lead to a trusted root", [root], middle, leaf)
     refused("each certificate once", [root], leaf, root, middle)
-    refused("signed by the next", [root], leaf, middle, root, extra)
+    refused("each certificate once", [root], leaf, middle, root, extra)
     refused("issued and signed by the next", [root], leaf, middle, extra)
     refused("issued and signed by the next", [root], leaf, extra, middle)
     refused("lead to a trusted root", [root], leaf)

@@ -4,6 +4,7 @@ import base64
 import datetime
 import json
 import multiprocessing
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -201,8 +202,16 @@ def revoked_root(payload):
     payload["revoked_keys"][0]["hint"] = payload["_root"]
 
 
-def too_high_root_threshold(payload):
-    payload["root_threshold"] = 2
+def revoked_twice(payload):
+    payload["revoked_digests"] *= 2
+
+
+def key_revoked_twice(payload):
+    payload["revoked_keys"] *= 2
+
+
+def text_before_the_key(payload):
+    payload["keys"][0]["pem"] = "note\n" + payload["keys"][0]["pem"]
 
 
 def upper_case(payload):
@@ -227,7 +236,9 @@ def other_type(payload):
         backwards,
         sloppy_time,
         revoked_root,
-        too_high_root_threshold,
+        revoked_twice,
+        key_revoked_twice,
+        text_before_the_key,
         upper_case,
         other_type,
     ],
@@ -238,6 +249,13 @@ def test_contradictions_are_refused_even_if_the_root_signed_them(saved, root, ch
     del payload["_root"]
     write(saved.path, payload, root)
     with pytest.raises(SignatureError):
+        TrustStore.load(saved.path, root.verifying_key)
+
+
+def test_more_root_signatures_than_roots_are_refused_by_name(saved, root):
+    payload = {**payload_of(saved.path), "root_threshold": 2}
+    write(saved.path, payload, root)
+    with pytest.raises(SignatureError, match="at most the number of roots"):
         TrustStore.load(saved.path, root.verifying_key)
 
 
@@ -463,6 +481,22 @@ def test_existing_file_is_not_replaced_by_a_new_store(tmp_path, root, new_root):
     store = TrustStore.load(path, root.verifying_key)
     store.save(path, new_root, roots=new_root.verifying_key, overwrite=True)
     assert TrustStore.load(path, new_root.verifying_key).version == 2
+
+
+def test_writer_waits_for_the_lock_of_another(tmp_path, root):
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "trust.json"
+    store = TrustStore()
+    store.save(path, root)
+    with open(tmp_path / ".trust.json.lock", "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        writer = threading.Thread(target=store.save, args=(path, root))
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()
+        assert TrustStore.load(path, root.verifying_key).version == 1
+    writer.join(30)
+    assert TrustStore.load(path, root.verifying_key).version == 2
 
 
 def add_one(path, pem, root_pem):
