@@ -23,9 +23,11 @@ from keras_modelsec._core.backend.tensorflow import (
     forget_batch_size,
     gradients_of_watched,
     input_gradients,
+    is_same_memory,
     is_softmax,
     map_examples,
     may_be_batch_axis,
+    memory_of,
     outside_compiled_function,
     repeat,
     replica_count,
@@ -34,6 +36,7 @@ from keras_modelsec._core.backend.tensorflow import (
     run_eagerly_now,
     undo_activation,
     value_and_gradients,
+    variable_contents,
     variable_scope,
 )
 
@@ -46,9 +49,11 @@ __all__ = [
     "forget_batch_size",
     "gradients_of_watched",
     "input_gradients",
+    "is_same_memory",
     "is_softmax",
     "map_examples",
     "may_be_batch_axis",
+    "memory_of",
     "repeat",
     "outside_compiled_function",
     "replica_count",
@@ -57,5 +62,6 @@ __all__ = [
     "run_eagerly_now",
     "undo_activation",
     "value_and_gradients",
+    "variable_contents",
     "variable_scope",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 Tensor = Any
@@ -212,6 +213,38 @@ def require(condition: Tensor, message: str, *values: Tensor, passing: Nested) -
 def outside_compiled_function() -> Any:
     """A context manager that runs what is in it at once, also while a function is traced."""
     return tf.init_scope()
+
+
+def variable_contents(variable: keras.Variable) -> list[Tensor]:
+    """What each replica's copy of `variable` holds now; on the CPU without copying it.
+
+    As long as a content is held, what assigns to the variable writes to other memory. Of variables
+    that each replica updates for itself it is one content, what they are together.
+    """
+    value = variable.value
+    copies = (value,)
+    if isinstance(value, tf.distribute.DistributedValues):
+        if value.synchronization == tf.VariableSynchronization.ON_READ:
+            return [tf.convert_to_tensor(value)]
+        copies = value.values
+    return [tf.raw_ops.ReadVariableOp(resource=copy.handle, dtype=copy.dtype) for copy in copies]
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, on the CPU without copying them."""
+    if tensor.dtype.size in (1, 2) and not tensor.dtype.is_bool:  # bfloat16 has no buffer format
+        tensor = tf.bitcast(tensor, tf.uint16 if tensor.dtype.size == 2 else tf.uint8)
+    view = memoryview(tensor)
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def is_same_memory(left: Tensor, right: Tensor) -> bool:
+    """Whether two contents of one variable are at one place, so that nothing was assigned between.
+
+    False says nothing: some variables are copied whenever they are read.
+    """
+    views = [np.frombuffer(memory_of(tensor), np.uint8) for tensor in (left, right)]
+    return views[0].ctypes.data == views[1].ctypes.data
 
 
 def replica_index() -> Tensor | int:
