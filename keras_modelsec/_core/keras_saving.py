@@ -144,3 +144,30 @@ class _Assets(saving_lib.DiskIOStore):
             for path in sorted(pathlib.Path(self._folder).rglob("*")):
                 if path.is_file():
                     yield str(path), path.relative_to(self._folder).as_posix()
+
+
+def saved_state(model: keras.Model) -> list[tuple[str, Any]]:
+    """What `model.save` writes into its weights file: paths there, and variables or arrays.
+
+    Runs Keras's own walk (`saving_lib._save_state`) with a store that notes and writes nothing.
+    """
+    noted: list[tuple[str, Any]] = []
+
+    class Notes(saving_lib.H5IOStore):
+        """Takes the place of the HDF5 file."""
+
+        def __init__(self) -> None:
+            self._place = ""
+
+        def make(self, path: str, metadata: Any = None) -> "Notes":
+            self._place = f"{path}/vars" if path else "vars"
+            return self
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            noted.append((f"{self._place}/{key}", value))
+
+        def __bool__(self) -> bool:
+            return True
+
+    saving_lib._save_state(model, Notes(), None, inner_path="", visited_saveables=set())
+    return noted

@@ -122,9 +122,9 @@ def model_tensors(model: Any) -> Iterator[tuple[str, Any]]:
 
     Optimizer state and seed generators are among them, metrics are not.
     """
-    from keras_modelsec._core import keras_internals
+    from keras_modelsec._core import keras_saving
 
-    yield from keras_internals.saved_state(model)
+    yield from keras_saving.saved_state(model)
 
 
 def tensor_bytes(value: Any) -> memoryview:
