@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.integrity.algorithms import ALGORITHMS, CURVES
+from keras_modelsec.integrity.encryption_keys import generate_encryption_keys
 from keras_modelsec.integrity.keys import WRAPPINGS, generate_keys
 
 
@@ -14,7 +15,8 @@ def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
         "keygen",
         help="make a key pair",
         description="Make a key pair as two PEM files; existing files are not replaced. ECDSA keys "
-        "(p256, p384, p521) sign in OpenSSF's format; ed25519 and ml-dsa-65 keys co-sign.",
+        "(p256, p384, p521) sign in OpenSSF's format; ed25519 and ml-dsa-65 keys co-sign. "
+        "--encryption makes a pair for `modelsec encrypt` and `decrypt` instead.",
     )
     parser.add_argument("private", metavar="PRIVATE", help="where the private key goes")
     parser.add_argument(
@@ -26,6 +28,9 @@ def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--algorithm", choices=list(ALGORITHMS), help="default: p256")
     kind.add_argument("--curve", choices=CURVES, help="older name of --algorithm")
+    kind.add_argument(
+        "--encryption", action="store_true", help="a pair to encrypt for (X-Wing), not to sign with"
+    )
     parser.add_argument(
         "--wrapping",
         choices=WRAPPINGS,
@@ -42,14 +47,26 @@ def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
 def run_keygen(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the subcommand."""
     algorithm = options.algorithm or options.curve or "p256"
-    pair = generate_keys(
-        options.private,
-        options.public,
-        algorithm=algorithm,
-        wrapping=options.wrapping,
-        password=password_from(options, confirm=True),
-        overwrite=options.force,
-    )
+    password = password_from(options, confirm=True)
+    if options.encryption:
+        algorithm = "x-wing"
+        if options.wrapping != WRAPPINGS[0]:
+            raise ValueError(
+                f"--encryption goes with --wrapping {WRAPPINGS[0]} only. "
+                f"Received: --wrapping {options.wrapping}."
+            )
+        pair = generate_encryption_keys(
+            options.private, options.public, password=password, overwrite=options.force
+        )
+    else:
+        pair = generate_keys(
+            options.private,
+            options.public,
+            algorithm=algorithm,
+            wrapping=options.wrapping,
+            password=password,
+            overwrite=options.force,
+        )
     private, public = str(pair.private_path), str(pair.public_path)
     return {
         "private": private,

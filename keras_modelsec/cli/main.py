@@ -13,7 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_modelsec import __version__
-from keras_modelsec.cli import keys_command, repair_commands, signature_commands, trust_command
+from keras_modelsec.cli import (
+    encryption_commands,
+    keys_command,
+    repair_commands,
+    signature_commands,
+    trust_command,
+)
 from keras_modelsec.integrity.errors import SignatureError, TamperedModelError
 
 EXIT_OK, EXIT_NOT_VERIFIED, EXIT_ERROR = 0, 1, 2
@@ -25,6 +31,8 @@ _COMMANDS: tuple[Callable[[Any], argparse.ArgumentParser], ...] = (
     trust_command.add_trust,
     repair_commands.add_protect,
     repair_commands.add_repair,
+    encryption_commands.add_encrypt,
+    encryption_commands.add_decrypt,
 )
 
 

@@ -12,52 +12,70 @@ from pathlib import Path
 from keras_modelsec.integrity.secrets import EnvironmentVariable, Password
 
 
-def add_password_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the three ways to give a password, of which one may be used."""
+def add_password_options(
+    parser: argparse.ArgumentParser,
+    *,
+    name: str = "password",
+    ask: str = "the key is encrypted: ask for its password",
+) -> None:
+    """Adds the three ways to give a password, of which one may be used.
+
+    Args:
+        parser: The subcommand's.
+        name: What the options are called: `--NAME`, `--NAME-env` and `--NAME-file`.
+        ask: The help of `--NAME`, which asks at the terminal.
+    """
     group = parser.add_mutually_exclusive_group()
+    group.add_argument(f"--{name}", action="store_true", help=ask)
     group.add_argument(
-        "--password", action="store_true", help="the key is encrypted: ask for its password"
+        f"--{name}-env", metavar="NAME", help=f"read the {name} from this environment variable"
     )
     group.add_argument(
-        "--password-env", metavar="NAME", help="read the password from this environment variable"
-    )
-    group.add_argument(
-        "--password-file",
+        f"--{name}-file",
         metavar="FILE",
-        help="read the password from this file (its last line break is not part of it)",
+        help=f"read the {name} from this file (its last line break is not part of it)",
     )
 
 
-def password_from(options: argparse.Namespace, *, confirm: bool = False) -> Password:
+def password_from(
+    options: argparse.Namespace,
+    *,
+    confirm: bool = False,
+    name: str = "password",
+    prompt: str = "Password of the private key: ",
+) -> Password:
     """The password the options ask for, as something that gives it when it is needed.
 
     Args:
         options: The parsed command line.
         confirm: Whether a prompt asks twice.
+        name: As for `add_password_options`.
+        prompt: What is asked.
     """
-    if options.password_env:
-        return EnvironmentVariable(options.password_env)
-    if options.password_file:
-        return _from_file(Path(options.password_file))
-    if options.password:
-        return _ask(confirm)
+    variable, file = getattr(options, f"{name}_env"), getattr(options, f"{name}_file")
+    if variable:
+        return EnvironmentVariable(variable)
+    if file:
+        return _from_file(Path(file), name)
+    if getattr(options, name):
+        return _ask(confirm, name, prompt)
     return None
 
 
-def _from_file(path: Path) -> bytes:
+def _from_file(path: Path, name: str) -> bytes:
     text = path.read_bytes().removesuffix(b"\n").removesuffix(b"\r")
     if not text:
-        raise ValueError(f"A password file must not be empty. Received: {str(path)!r}.")
+        raise ValueError(f"A {name} file must not be empty. Received: {str(path)!r}.")
     return text
 
 
-def _ask(confirm: bool) -> str:
+def _ask(confirm: bool, name: str, prompt: str) -> str:
     if not sys.stdin.isatty():
         raise ValueError(
-            "--password needs a terminal to ask at. Received: input that is none. "
-            "Use --password-env or --password-file."
+            f"--{name} needs a terminal to ask at. Received: input that is none. "
+            f"Use --{name}-env or --{name}-file."
         )
-    password = getpass.getpass("Password of the private key: ")
+    password = getpass.getpass(prompt)
     if confirm and getpass.getpass("Again: ") != password:
-        raise ValueError("Both passwords must be the same. Received: two different ones.")
+        raise ValueError(f"Both {name}s must be the same. Received: two different ones.")
     return password
