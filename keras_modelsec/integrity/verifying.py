@@ -128,14 +128,14 @@ def check_model(
     skip = places.names_inside(model_path)
     for _ in range(_ATTEMPTS):
         # A live SignOnSave may be renaming its files: while we read them, or while we hash.
-        expected = _read_evidence(places, trust, skip, pending=signature_path is None)
+        expected = read_evidence(places, trust, skip, pending=signature_path is None)
         if not expected:
             continue
         found = read_model(expected[0].statement, skip)
-        again = _read_evidence(places, trust, skip, pending=signature_path is None)
+        again = read_evidence(places, trust, skip, pending=signature_path is None)
         for item in (*expected, *again):
             if _agree(item.manifest, found.manifest):
-                return _accepted(item, trust)
+                return check_accepted(item, trust)
         if again == expected:
             break
     if not expected:
@@ -149,7 +149,7 @@ def check_model(
     raise difference(_normalise(signed, found.manifest), found.manifest, model_path)
 
 
-def _accepted(evidence: Evidence, trust: Trust) -> Evidence:
+def check_accepted(evidence: Evidence, trust: Trust) -> Evidence:
     """Returns the evidence if the trust store, if there is one, is content with it."""
     said = evidence.statement
     if said is None and trust.requires_statement:
@@ -165,7 +165,7 @@ def _accepted(evidence: Evidence, trust: Trust) -> Evidence:
     return evidence
 
 
-def _read_evidence(
+def read_evidence(
     places: Places, trust: Trust, skip: Sequence[str], *, pending: bool
 ) -> list[Evidence]:
     """What trusted keys say, by the files in place first, then by pending ones.
