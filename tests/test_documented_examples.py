@@ -4,6 +4,7 @@ import getpass
 import inspect
 import pathlib
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -111,7 +112,23 @@ def _encrypted(names):
     ms.sign("model.keras.enc", "owner.pem")
 
 
+def _trusting(names):
+    _keys(names)
+    ms.generate_keys("root.pem", "root.pub", algorithm="ed25519")
+
+
+def _certified(names):
+    golden = pathlib.Path(__file__).parent / "golden" / "integrity"
+    shutil.copy(golden / "certificate-root.pem", "company-root.pem")
+    shutil.copy(golden / "model.bin", "model.keras")
+    shutil.copy(golden / "model.bin.certificate.keras-modelsec.sig", "model.keras.sig")
+
+
 PREPARATIONS = {
+    "TrustStore": _trusting,
+    "integrity.ExternalSigner": lambda names: _signed(names, "model.keras"),
+    "integrity.TrustedRoots": _certified,
+    "integrity.load_signing_key": lambda names: _signed(names, "model.keras"),
     "decrypt_file": _encrypted,
     "encrypt_file": lambda names: names["model"].save("model.keras"),
     "load_encrypted": _encrypted,

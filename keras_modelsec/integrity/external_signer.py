@@ -27,8 +27,8 @@ class ExternalSigner(SigningKey):
 
     Example:
     ```python
-    device = ms.integrity.load_signing_key("owner.pem")  # stands for the service's client
-    ms.sign("model.keras", ms.integrity.ExternalSigner("owner.pub", device.sign))
+    client = ms.integrity.load_signing_key("owner.pem")  # stands for the key service's client
+    ms.sign("model.keras", ms.integrity.ExternalSigner("owner.pub", client.sign))
     ```
     """
 

@@ -76,11 +76,11 @@ class Trust:
     def reads_openssf(self) -> bool:
         """Whether anybody trusted can have made an OpenSSF signature, which is ECDSA.
 
-        A certificate may be for any key. Of a trust store, revoked keys count too.
+        Certificates may. Of a trust store, revoked keys count too: their signatures are refused.
         """
-        hints = [*self._keys.values(), *(self._store.keys.values() if self._store else ())]
-        algorithms = [getattr(key, "key", key).algorithm for key in hints]
-        return bool(self._roots) or any(name.startswith("ecdsa") for name in algorithms)
+        stored = self._store.keys.values() if self._store else ()
+        keys = [*self._keys.values(), *(entry.key for entry in stored)]
+        return bool(self._roots) or any(key.makes_openssf for key in keys)
 
     def find(self, hint: str) -> VerifyingKey | None:
         """The trusted key with this hint, or None if it is unknown.

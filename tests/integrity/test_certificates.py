@@ -606,7 +606,7 @@ def test_golden_certificate_signatures_are_read_for_ever(tmp_path):
 def regenerate(scratch: Path) -> None:
     """Writes the golden files anew; only for a deliberate change of format."""
     root = Issued("Golden Root", first=NOON - 365 * DAY, last=NOON + 3650 * DAY)
-    leaf = Issued("Golden", root, ca=False, first=NOON - 365 * DAY, last=NOON + 3650 * DAY)
+    leaf = Issued("Release", root, ca=False, first=NOON - 365 * DAY, last=NOON + 3650 * DAY)
     form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (scratch / "key.pem").write_bytes(leaf.key.private_bytes(serialization.Encoding.PEM, *form))
     (scratch / "leaf.pem").write_bytes(leaf.pem)

@@ -5,6 +5,7 @@ import datetime
 import json
 import multiprocessing
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -656,6 +657,63 @@ def test_trust_of_plain_keys_asks_for_no_statement(key):
     trust.check_model("any", None, ["ab" * 32])
     assert load_trust(trust) is trust
     assert isinstance(trust, Trust)
+
+
+# The format
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "integrity"
+
+
+def test_golden_stores_are_read_for_ever(tmp_path):
+    root = GOLDEN / "trust-root.pub"
+    first = TrustStore.load(GOLDEN / "trust.v1.json", root, at=NOON)
+    assert (first.version, first.threshold, first.root_threshold) == (1, 2, 1)
+    assert {entry.key.algorithm for entry in first.keys.values()} == {
+        "ecdsa-p256",
+        "ecdsa-p384",
+        "ed25519",
+        "ml-dsa-65",
+    }
+    assert [entry.reason for entry in first.revoked_keys.values()] == ["laptop \N{SNOWMAN}"]
+    assert [entry.reason for entry in first.revoked_digests.values()] == ["backdoor"]
+    assert first.lowest_versions == {"*": 2, "classifier": 7}
+    second = TrustStore.load(GOLDEN / "trust.v2-rotated.json", first, at=NOON)
+    assert (second.version, len(second.roots), second.root_threshold) == (2, 2, 2)
+    contents = TrustStoreContents.from_bytes(
+        json.dumps(payload_of(GOLDEN / "trust.v1.json")).encode()
+    )
+    assert json.loads(contents.to_bytes()) == payload_of(GOLDEN / "trust.v1.json")
+    text = (GOLDEN / "trust.v1.json").read_text()
+    (tmp_path / "trust.json").write_text(text.replace('"sig":"', '"sig":"A', 1))
+    with pytest.raises(SignatureError):
+        TrustStore.load(tmp_path / "trust.json", root, at=NOON)
+
+
+def regenerate(scratch):
+    """Writes the golden files anew; only for a deliberate change of format."""
+    pairs = {
+        name: ms.generate_keys(scratch / f"{name}.pem", algorithm=name, overwrite=True)
+        for name in ("p256", "p384", "ed25519", "ml-dsa-65", "p521")
+    }
+    root = SigningKey(ed25519.Ed25519PrivateKey.generate())
+    second, third = new_key(), SigningKey(ed25519.Ed25519PrivateKey.generate())
+    (GOLDEN / "trust-root.pub").write_bytes(root.verifying_key.pem)
+    store = TrustStore(threshold=2)
+    for name in ("p256", "p384", "ed25519", "ml-dsa-65"):
+        store.add(pairs[name].public_path, name=name, comment="golden", not_before=NOON - DAY)
+    store.revoke(pairs["p521"].public_path, reason="laptop \N{SNOWMAN}", time=NOON)
+    store.revoke(digest="ab" * 32, reason="backdoor", time=NOON)
+    store.set_lowest_version("classifier", 7)
+    store.set_lowest_version("*", 2)
+    store.set_expiry(NOON + 36500 * DAY)
+    store.save(GOLDEN / "trust.v1.json", root, overwrite=True)
+    roots = [second.verifying_key, third.verifying_key]
+    rotated = GOLDEN / "trust.v2-rotated.json"
+    rotated.unlink(missing_ok=True)
+    store.save(rotated, [root, second, third], roots=roots, root_threshold=2)
+    for lock in GOLDEN.glob(".*.lock"):
+        lock.unlink()
 
 
 # Arguments
