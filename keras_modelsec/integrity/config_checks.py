@@ -204,11 +204,16 @@ class _Names:
                 f"{node.get('module')}.{name}",
             )
         parts = {name} & CODE_CARRYING if custom is None else set()
-        return (parts or _kinds(found, CODE_CARRYING)) | _file_names(found, node["config"])
+        parts = parts or _kinds(found, CODE_CARRYING)
+        if _names_a_file(node.get("config")):
+            parts |= _kinds(found, _LOOKUPS) or ({name} if custom is None else set())
+        return parts
 
     def _find_custom(self, node: dict[str, Any], name: str) -> Any:
         """The user's object for a class, if Keras would take that and not its own."""
-        if self._legacy and name in vars(keras.layers):  # legacy loading knows no registered names
+        # A node without a module is read as in legacy files, where registered names do not count.
+        is_legacy = self._legacy or "module" not in node
+        if is_legacy and (name in vars(keras.layers) or _operations_named(name)):
             return self._custom(name)
         custom = self._custom(node.get("registered_name", name))
         if custom is None and node.get("module") is None:
@@ -283,13 +288,10 @@ def _is_function(module: Any, name: Any) -> bool:
     return callable(found) and (not isinstance(found, type) or issubclass(found, _BASES))
 
 
-def _file_names(found: Any, config: Any) -> set[str]:
-    """The name of the layer if its vocabulary is a file's name and not a list of words."""
-    if not isinstance(config, dict):
-        return set()
-    if not any(isinstance(config.get(key), str) for key in ("vocabulary", "idf_weights")):
-        return set()
-    return _kinds(found, _LOOKUPS)
+def _names_a_file(config: Any) -> bool:
+    """Whether a lookup layer of this configuration would read its vocabulary from a file."""
+    keys = ("vocabulary", "idf_weights")
+    return isinstance(config, dict) and any(isinstance(config.get(key), str) for key in keys)
 
 
 def _kinds(found: Any, names: Collection[str]) -> set[str]:
