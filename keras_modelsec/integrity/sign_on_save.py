@@ -16,8 +16,11 @@ import keras
 from keras_modelsec._core import provenance as model_notes
 from keras_modelsec._core.checks import check_boolean, check_integer
 from keras_modelsec.integrity import files
+from keras_modelsec.integrity.encrypted_models import write_encrypted
 from keras_modelsec.integrity.errors import CheckpointError
+from keras_modelsec.integrity.file_encryption import ENCRYPTED_SUFFIX
 from keras_modelsec.integrity.key_loading import PrivateKeySource, load_signing_key
+from keras_modelsec.integrity.key_slots import EncryptionKeys, locks_for
 from keras_modelsec.integrity.model_statement import STATEMENT_SUFFIX
 from keras_modelsec.integrity.secrets import Password
 from keras_modelsec.integrity.signed_saving import (
@@ -44,8 +47,8 @@ class SignOnSave(keras.callbacks.ModelCheckpoint):
     Training that fails leaves the last signed checkpoint whole and no temporary files. When `fit`
     returns, all is in place; an error on the other thread stops training at the next batch.
 
-    With a path that has no ending, the model is exported (`model.export`, a SavedModel folder). For what `keras.callbacks.BackupAndRestore` writes there
-    is `ms.SignedBackupAndRestore`.
+    With a path that has no ending, the model is exported (`model.export`, a SavedModel folder). For
+    what `keras.callbacks.BackupAndRestore` writes there is `ms.SignedBackupAndRestore`.
 
     The key is read when the callback is made. It stays in this process's memory while the callback
     lives, and is in no config, repr, copy on disk or pickle (pickling raises). A signature says
@@ -65,7 +68,9 @@ class SignOnSave(keras.callbacks.ModelCheckpoint):
         provenance: JSON object added to each statement, e.g. `{"dataset_sha256": ...}`. It is
             published with the model: no secrets.
         encrypt_to: Whom the file is encrypted to, as `key` in `ms.save_encrypted`; the plaintext is
-            never on disk. The signature is on the encrypted file. Default None: not encrypted.
+            never on disk. The signature is on the encrypted file; the statement beside it is not
+            encrypted, and says how the model was trained. Load the file with
+            `ms.load_encrypted(path, key, trusted_keys=...)`. Default None: not encrypted.
         background: Whether training continues while a checkpoint is hashed and signed. With False
             it waits, for callbacks that read the file in the same epoch. Default True.
         **kwargs: Everything else `ModelCheckpoint` takes: `monitor`, `verbose`, `save_best_only`,
@@ -95,14 +100,15 @@ class SignOnSave(keras.callbacks.ModelCheckpoint):
         name: str | None = None,
         version: int | None = None,
         provenance: Mapping[str, Any] | None = None,
-        encrypt_to: Any = None,
+        encrypt_to: "EncryptionKeys | None" = None,
         background: bool = True,
         **kwargs: Any,
     ):
         path = _check_template(filepath)
         self._writer = _writer_for(path, encrypt_to)
         # `ModelCheckpoint` knows two endings and insists on one of them.
-        super().__init__(_ending_for_keras(path, bool(kwargs.get("save_weights_only"))), **kwargs)
+        weights_only = bool(kwargs.get("save_weights_only"))
+        super().__init__(_path_for_keras(path, weights_only, encrypt_to is not None), **kwargs)
         self.filepath = path
         check_integer("version", version, minimum=1, optional=True)
         self._background = check_boolean("background", background)
@@ -266,9 +272,10 @@ def _write_export(
     model.export(path, verbose=False)
 
 
-def _writer_for(path: str, encrypt_to: Any) -> _Writer:
+def _writer_for(path: str, encrypt_to: "EncryptionKeys | None") -> _Writer:
     if encrypt_to is not None:
-        raise NotImplementedError
+        locks = locks_for(encrypt_to)
+        return lambda model, place, weights_only, options: write_encrypted(model, place, locks)
     return _write_export if _has_no_ending(path) else _write_file
 
 
@@ -278,7 +285,20 @@ def _has_no_ending(path: str) -> bool:
     return "." not in "".join(literals)
 
 
-def _ending_for_keras(path: str, weights_only: bool) -> str:
+def _path_for_keras(path: str, weights_only: bool, encrypted: bool) -> str:
+    """A path with an ending that `ModelCheckpoint` accepts if ours is acceptable."""
+    if encrypted:
+        if not path.endswith(ENCRYPTED_SUFFIX):
+            raise ValueError(
+                f"`filepath` must end in {ENCRYPTED_SUFFIX!r} with `encrypt_to`. "
+                f"Received: filepath={path!r}. Name it like 'model.keras{ENCRYPTED_SUFFIX}'."
+            )
+        return path.removesuffix(ENCRYPTED_SUFFIX)
+    if path.endswith(ENCRYPTED_SUFFIX):
+        raise ValueError(
+            "`encrypt_to` must say for whom a file is encrypted. Received: "
+            f"filepath={path!r} and encrypt_to=None. Name a public key, or another ending."
+        )
     if not _has_no_ending(path):
         return path
     if weights_only:

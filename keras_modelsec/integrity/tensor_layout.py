@@ -132,7 +132,7 @@ def tensor_bytes(value: Any) -> memoryview:
     import keras
     import numpy as np
 
-    array = np.ascontiguousarray(keras.ops.convert_to_numpy(value))
+    array: Any = np.ascontiguousarray(keras.ops.convert_to_numpy(value))
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     with contextlib.suppress(ValueError, TypeError):

@@ -458,3 +458,38 @@ def test_training_goes_on_while_a_checkpoint_is_signed(tmp_path, pem, public, mo
     model.fit(X, Y, batch_size=2, epochs=1, verbose=0, callbacks=callbacks)
     assert batches
     verify(tmp_path / "m.keras", public)  # all is in place when fit returns
+
+
+@pytest.mark.parametrize("name", ["m.keras.enc", "m.weights.h5.enc"])
+def test_encrypted_checkpoint_is_signed_and_no_plaintext_is_written(
+    tmp_path, pem, public, name, monkeypatch
+):
+    key = os.urandom(32)
+    seen = []
+    monkeypatch.setattr(files, "sync_tree", lambda path: seen.append(path.read_bytes()))
+    weights_only = name.endswith(".weights.h5.enc")
+    callback = SignOnSave(tmp_path / name, pem, encrypt_to=key, save_weights_only=weights_only)
+    model = fit(callback)
+    assert key.hex() not in repr(vars(callback))
+    verify(tmp_path / name, public)
+    kernel = model.get_weights()[0]
+    assert len(seen) == 2
+    assert all(kernel.tobytes() not in data for data in seen)
+    if weights_only:
+        loaded = make_model()
+        ms.integrity.load_encrypted_weights(loaded, tmp_path / name, key, trusted_keys=public)
+    else:
+        loaded = ms.load_encrypted(tmp_path / name, key, trusted_keys=public, compile=False)
+    np.testing.assert_array_equal(loaded.get_weights()[0], kernel)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(TamperedModelError):
+        verify(tmp_path / name, public)
+
+
+def test_ending_and_encrypt_to_must_agree(tmp_path, pem):
+    with pytest.raises(ValueError, match=r"must end in '\.enc'"):
+        SignOnSave(tmp_path / "m.keras", pem, encrypt_to=bytes(range(32)))
+    with pytest.raises(ValueError, match="for whom"):
+        SignOnSave(tmp_path / "m.keras.enc", pem)
