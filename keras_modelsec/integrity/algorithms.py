@@ -159,11 +159,11 @@ def kind_of_key(key: Any) -> str:
     return type(key).__name__.removesuffix("PrivateKey").removesuffix("PublicKey").strip("_")
 
 
-def is_mldsa_pem(pem: bytes) -> bool:
-    """Whether PEM that could not be decoded holds an ML-DSA key."""
-    body = b"".join(line for line in pem.splitlines() if not line.startswith(b"-----"))
+def is_mldsa(data: bytes) -> bool:
+    """Whether PEM or DER that could not be decoded holds an ML-DSA key."""
+    body = b"".join(line for line in data.splitlines() if not line.startswith(b"-----"))
     try:
-        return _MLDSA65 in base64.b64decode(body)[:64]
+        return _MLDSA65 in (data if data[:1] == b"\x30" else base64.b64decode(body))[:64]
     except binascii.Error:
         return False
 

@@ -124,8 +124,6 @@ def _path_to_root(
     """The chain with a root at its end."""
     if not 1 <= len(chain) <= MOST_CERTIFICATES:
         _refuse("A certificate chain", f"have 1 to {MOST_CERTIFICATES} certificates", len(chain))
-    if chain[0] in roots:
-        _refuse("The signer's certificate", "be issued by a trusted root", "a root itself")
     if chain[-1] in roots:
         return list(chain)
     for root in roots:
@@ -193,8 +191,6 @@ def _check_authority(certificate: x509.Certificate, below: int) -> None:
 
 
 def _check_extensions(certificate: x509.Certificate) -> None:
-    if certificate.version is not x509.Version.v3:
-        _refuse("A certificate", "be of version 3", _name(certificate))
     for extension in certificate.extensions:
         oid = extension.oid
         if oid == ExtensionOID.NAME_CONSTRAINTS or (extension.critical and oid not in _UNDERSTOOD):

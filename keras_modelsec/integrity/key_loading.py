@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from keras_modelsec.integrity import pem_encryption
 from keras_modelsec.integrity.algorithms import (
     ALGORITHMS,
-    is_mldsa_pem,
+    is_mldsa,
     kind_of_key,
     mldsa_is_missing,
 )
@@ -190,10 +190,12 @@ def _decrypt(pem: bytes, password: bytes | None, origin: str) -> Any:
             f"`password` must be None for a key that is not encrypted. Received: one{origin}. "
             "Check that this is the intended key file."
         )
+    encoded = pem
     try:
         if own and password is not None:
-            return serialization.load_der_private_key(pem_encryption.unwrap(pem, password), None)
-        return serialization.load_pem_private_key(pem, password)
+            encoded = pem_encryption.unwrap(pem, password)
+            return serialization.load_der_private_key(encoded, None)
+        return serialization.load_pem_private_key(encoded, password)
     except WrongPasswordError:
         pass
     except KeyFormatError as error:
@@ -201,15 +203,15 @@ def _decrypt(pem: bytes, password: bytes | None, origin: str) -> Any:
         raise
     except (ValueError, TypeError, UnsupportedAlgorithm):
         if not encrypted or own:
-            _refuse_undecodable(pem, _PRIVATE, "a PEM private key", origin)
+            _refuse_undecodable(encoded, _PRIVATE, "a PEM private key", origin)
     raise WrongPasswordError(
         f"`password` must be the one the key was encrypted with. Received: another{origin}, "
         "or the key file is damaged."
     )
 
 
-def _refuse_undecodable(pem: bytes, argument: str, rule: str, origin: str) -> NoReturn:
-    if is_mldsa_pem(pem):
+def _refuse_undecodable(data: bytes, argument: str, rule: str, origin: str) -> NoReturn:
+    if is_mldsa(data):
         raise mldsa_is_missing()
     _refuse(argument, rule, origin, "PEM that does not decode", _REMEDY)
 

@@ -1,4 +1,4 @@
-"""Where a password comes from, without its ever being stored, shown or put on a command line."""
+"""Where a secret comes from, without its ever being stored, shown or put on a command line."""
 
 import os
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class EnvironmentVariable:
         value = os.environ.get(self.name)
         if not value:
             raise ValueError(
-                f"The environment variable {self.name} must hold a password. Received: "
+                f"The environment variable {self.name} must hold a secret. Received: "
                 f"{'an empty value' if value == '' else 'no such variable'}. Export it first."
             )
         return value

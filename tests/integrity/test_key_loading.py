@@ -215,12 +215,14 @@ def test_what_a_callable_returns_is_no_path_and_is_not_repeated(value):
 
 
 @pytest.mark.parametrize("module", [None, algorithms.mldsa])
-def test_without_mldsa_the_error_names_the_versions_needed(monkeypatch, other_kinds, module):
+def test_without_mldsa_the_error_names_the_versions_needed(
+    tmp_path, monkeypatch, other_kinds, module
+):
     """Stands for cryptography < 48; `None` is what an ImportError leaves."""
     from cryptography.hazmat.backends.openssl import backend
 
     raw = other_kinds["ml-dsa-65"]
-    sources = private_pem(raw), public_pem(raw)
+    private, public = generate_keys(tmp_path / "k.pem", algorithm="ml-dsa-65", password="p")
 
     def unsupported(*arguments, **options):
         raise ValueError("unsupported algorithm")
@@ -229,8 +231,13 @@ def test_without_mldsa_the_error_names_the_versions_needed(monkeypatch, other_ki
     monkeypatch.setattr(type(backend), "mldsa_supported", lambda self: False)
     monkeypatch.setattr(serialization, "load_pem_private_key", unsupported)
     monkeypatch.setattr(serialization, "load_pem_public_key", unsupported)
-    for load, source in zip((load_signing_key, load_trusted_keys), sources, strict=True):
+    monkeypatch.setattr(serialization, "load_der_private_key", unsupported)
+    for load in (
+        lambda: load_signing_key(private_pem(raw)),
+        lambda: load_trusted_keys(public),
+        lambda: load_signing_key(private, "p"),
+    ):
         with pytest.raises(KeyFormatError, match=r"cryptography >= 48 .*OpenSSL >= 3\.5.*Received"):
-            load(source)
+            load()
     with pytest.raises(KeyFormatError, match="cryptography >= 48"):
         algorithms.ALGORITHMS["ml-dsa-65"].generate()

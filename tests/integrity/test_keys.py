@@ -124,7 +124,7 @@ def test_password_from_the_environment(tmp_path, monkeypatch):
     assert load_signing_key(private, "geheim")
     assert "geheim" not in repr(password)
     monkeypatch.delenv("OWNER_PASSWORD")
-    with pytest.raises(ValueError, match=r"OWNER_PASSWORD must hold a password.*Export"):
+    with pytest.raises(ValueError, match=r"OWNER_PASSWORD must hold a secret.*Export"):
         load_signing_key(private, password)
 
 
