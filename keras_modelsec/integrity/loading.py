@@ -18,6 +18,7 @@ from keras_modelsec._core.checks import check_boolean
 from keras_modelsec.integrity import files
 from keras_modelsec.integrity.config_checks import check_allow
 from keras_modelsec.integrity.errors import CodeInModelError, UnsafeModelError
+from keras_modelsec.integrity.hashing import Progress
 from keras_modelsec.integrity.keras_archive import (
     Permissions,
     check_file,
@@ -46,6 +47,7 @@ def load_verified_model(
     compile: bool = True,
     allow: Collection[str] = (),
     call_endpoint: str = "serve",
+    progress: Progress = None,
 ) -> keras.Model:
     """Loads a model, from exactly the bytes that a trusted key signed.
 
@@ -80,6 +82,7 @@ def load_verified_model(
             are there are named, and only while this file is loaded.
         call_endpoint: Which function of a SavedModel to call. Default "serve", what `model.export`
             writes.
+        progress: Called with bytes done and bytes in all while the file is verified.
 
     Returns:
         The model.
@@ -104,7 +107,8 @@ def load_verified_model(
     """
     check_boolean("compile", compile)
     permissions = Permissions(check_allow(allow), dict(custom_objects or {}))
-    with _verified(path, trusted_keys, signature_path, _MODEL_ENDINGS) as (copy, shown):
+    source = _verified(path, trusted_keys, signature_path, _MODEL_ENDINGS, progress)
+    with source as (copy, shown):
         if (copy / "saved_model.pb").is_file():
             return _load_saved_model(copy, shown, permissions, call_endpoint)
         if copy.is_file():
@@ -130,6 +134,7 @@ def load_verified_weights(
     trusted_keys: TrustedKeys,
     *,
     signature_path: "str | os.PathLike[str] | None" = None,
+    progress: Progress = None,
 ) -> None:
     """Loads a model's weights, from exactly the bytes that a trusted key signed.
 
@@ -144,6 +149,7 @@ def load_verified_weights(
             for an Orbax checkpoint, to `model.load_weights`.
         trusted_keys: As in `verify`.
         signature_path: Where the signature is. Defaults to `path` with ".sig" added.
+        progress: Called with bytes done and bytes in all while the file is verified.
 
     Raises:
         SignatureError: As `verify` raises it, with its subclasses.
@@ -157,7 +163,8 @@ def load_verified_weights(
     ms.load_verified_weights(model, "best.weights.h5", "owner.pub")
     ```
     """
-    with _verified(path, trusted_keys, signature_path, _WEIGHT_ENDINGS) as (copy, shown):
+    source = _verified(path, trusted_keys, signature_path, _WEIGHT_ENDINGS, progress)
+    with source as (copy, shown):
         if copy.is_file():
             check_file(copy, shown, Permissions(weights_only=True))
         elif any(copy.glob("*.weights.json")):
@@ -169,7 +176,11 @@ def load_verified_weights(
 
 @contextlib.contextmanager
 def _verified(
-    path: Any, trusted_keys: TrustedKeys, signature_path: Any, endings: tuple[str, ...]
+    path: Any,
+    trusted_keys: TrustedKeys,
+    signature_path: Any,
+    endings: tuple[str, ...],
+    progress: Progress,
 ) -> Iterator[tuple[Path, Path]]:
     """Yields a verified copy, and the original's path for messages."""
     shown = files.absolute_path(path)
@@ -178,7 +189,7 @@ def _verified(
         name += _check_ending(shown, endings)
     _refuse_unsafe_mode()
     signature = files.absolute_path(signature_path) if signature_path else None
-    with private_copy(shown, load_trust(trusted_keys), signature, name) as copy:
+    with private_copy(shown, load_trust(trusted_keys), signature, name, progress) as copy:
         yield copy, shown
 
 

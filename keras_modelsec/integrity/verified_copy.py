@@ -16,6 +16,7 @@ from pathlib import Path
 
 from keras_modelsec.integrity import files
 from keras_modelsec.integrity.describing import Comparison, compare, list_model
+from keras_modelsec.integrity.hashing import Progress
 from keras_modelsec.integrity.key_loading import TrustedKeys
 from keras_modelsec.integrity.model_statement import ModelStatement
 from keras_modelsec.integrity.trust import Trust, load_trust
@@ -30,6 +31,7 @@ def verified_copy(
     trusted_keys: TrustedKeys,
     *,
     signature_path: "str | os.PathLike[str] | None" = None,
+    progress: Progress = None,
 ) -> Iterator[Path]:
     """Yields the path of a private, read-only copy of exactly the bytes that a trusted key signed.
 
@@ -51,6 +53,7 @@ def verified_copy(
         path: A signed file or folder. Symbolic links, in it or to it, are refused.
         trusted_keys: As in `verify`.
         signature_path: Where the signature is. Defaults to `path` with ".sig" added.
+        progress: Called with bytes done and bytes in all while the copy is made.
 
     Yields:
         The path of the copy, under the original's own name. Files are of mode 0400.
@@ -69,12 +72,14 @@ def verified_copy(
     model_path = files.absolute_path(path)
     signature = files.absolute_path(signature_path) if signature_path else None
     trust = load_trust(trusted_keys)
-    with private_copy(model_path, trust, signature, model_path.name) as copy:
+    with private_copy(model_path, trust, signature, model_path.name, progress) as copy:
         yield copy
 
 
 @contextlib.contextmanager
-def private_copy(path: Path, trust: Trust, signature: Path | None, name: str) -> Iterator[Path]:
+def private_copy(
+    path: Path, trust: Trust, signature: Path | None, name: str, progress: Progress = None
+) -> Iterator[Path]:
     """Yields a verified copy of `path` under the name `name`; see `verified_copy`.
 
     The folder around the copy stays writable: Keras unpacks weights there that are larger than half
@@ -87,7 +92,7 @@ def private_copy(path: Path, trust: Trust, signature: Path | None, name: str) ->
 
         def copy_and_compare(guide: ModelStatement | None, skip: Sequence[str]) -> Comparison:
             _remove(copy)  # of an attempt during which the model was replaced
-            return compare(path, guide, skip=skip, copy_to=copy)
+            return compare(path, guide, skip=skip, copy_to=copy, progress=progress)
 
         try:
             check_model(path, trust, copy_and_compare, signature)

@@ -147,3 +147,10 @@ def test_keras_is_not_needed():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_progress_is_reported_to_the_end(signed_folder, public):
+    seen = []
+    with verified_copy(signed_folder.path, public, progress=lambda *step: seen.append(step)):
+        total = sum(p.stat().st_size for p in signed_folder.path.rglob("*") if p.is_file())
+    assert seen[-1] == (total, total)
