@@ -96,6 +96,7 @@ def _details(error: BaseException) -> dict[str, Any]:
         details["changed"] = [file._asdict() for file in error.changed]
         details["added"] = list(error.added)
         details["missing"] = list(error.missing)
+        details["tensors"] = list(error.tensors)
     return details
 
 

@@ -8,7 +8,7 @@ are hashed, on all cores; without one, whole files.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ from keras_modelsec.integrity.fingerprints import fingerprint
 from keras_modelsec.integrity.hashing import Progress
 from keras_modelsec.integrity.manifest import SINGLE_FILE, Manifest, check_file_name
 from keras_modelsec.integrity.model_statement import FileRecord, ModelStatement
+from keras_modelsec.integrity.tensor_damage import changed_tensors, range_digest
 from keras_modelsec.integrity.tensor_layout import TensorRecord, read_tensor_layout
 
 _SMALL_BYTES = 8 << 20  # smaller files are hashed side by side, larger ones in pieces
@@ -40,10 +41,20 @@ class Comparison:
         manifest: Names and whole-file digests of what is there.
         bad_leaves: By file name, the positions (in `ModelStatement.cuts`) of leaves that are not
             the signed ones; only for files of the signed length.
+        bad_tensors: By file name, the paths of the tensors that these leaves changed.
     """
 
     manifest: Manifest
     bad_leaves: Mapping[str, tuple[int, ...]]
+    bad_tensors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def tensor_names(self) -> tuple[str, ...]:
+        """The changed tensors for a message: with their file's name if there are several files."""
+        return tuple(
+            path if name == SINGLE_FILE else f"{name}:{path}"
+            for name in sorted(self.bad_tensors)
+            for path in self.bad_tensors[name]
+        )
 
 
 def list_model(path: Path, skip: Iterable[str] = ()) -> dict[str, Path]:
@@ -139,13 +150,8 @@ def _digest_tensors(
             if own and shared == own:
                 digest = hashing.tree_digest(leaves[first : first + len(own)])
             else:
-                digest = _hash_range(file, tensor.offset, tensor.nbytes)
+                digest = range_digest(file, tensor.offset, tensor.nbytes)
         yield replace(tensor, digest=digest, file=name)
-
-
-def _hash_range(file: BinaryIO, offset: int, length: int) -> str:
-    cuts = [(offset + start, size) for start, size in hashing.leaf_cuts(length)]
-    return hashing.tree_digest(hashing.hash_leaves(file, cuts))
 
 
 def compare(
@@ -170,16 +176,19 @@ def compare(
     places = list_model(path, skip)
     report = _Total(places, progress)
     bad: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, tuple[str, ...]] = {}
 
     def one(name: str, part: Progress) -> str:
         copy = _copy_place(copy_to, name)
         digest, leaves = _compare_file(places[name], name, statement, copy, part)
-        if leaves:
+        if leaves and statement is not None:
             bad[name] = leaves
+            with files.open_regular(copy or places[name]) as file:
+                tensors[name] = changed_tensors(statement, name, leaves, file)
         return digest
 
     digests = _in_parallel(one, places, report)
-    return Comparison(Manifest(path.name, digests), bad)
+    return Comparison(Manifest(path.name, digests), bad, tensors)
 
 
 def _in_parallel(

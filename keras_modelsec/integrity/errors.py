@@ -55,7 +55,11 @@ class TamperedModelError(SignatureError):
         changed: Files with other bytes than the signed ones.
         added: Names of files the signature does not cover.
         missing: Names of signed files that are not there.
+        tensors: Paths of the tensors whose bytes were changed, as far as the statement tells; in a
+            folder with the file's name and a colon before them.
     """
+
+    _tensors_label = "Tensors"
 
     def __init__(
         self,
@@ -64,7 +68,9 @@ class TamperedModelError(SignatureError):
         changed: Sequence[ChangedFile] = (),
         added: Sequence[str] = (),
         missing: Sequence[str] = (),
+        tensors: Sequence[str] = (),
     ):
+        self.tensors = tuple(tensors)
         self.changed = tuple(changed)
         self.added = tuple(added)
         self.missing = tuple(missing)
@@ -78,6 +84,7 @@ class TamperedModelError(SignatureError):
         ]
         parts = (
             ("Changed", changed),
+            (self._tensors_label, [repr(name) for name in self.tensors]),
             ("Added", [repr(name) for name in self.added]),
             ("Missing", [repr(name) for name in self.missing]),
         )
@@ -94,6 +101,8 @@ class TamperedWeightsError(TamperedModelError):
         missing: Paths of signed weights that the model does not have.
     """
 
+    _tensors_label = "Changed weights"
+
     def __init__(
         self,
         message: str,
@@ -102,12 +111,7 @@ class TamperedWeightsError(TamperedModelError):
         added: Sequence[str] = (),
         missing: Sequence[str] = (),
     ):
-        self.tensors = tuple(tensors)
-        super().__init__(message, added=added, missing=missing)
-
-    def _details(self) -> list[str]:
-        changed = _listing([repr(name) for name in self.tensors])
-        return ([f"Changed weights: {changed}."] if changed else []) + super()._details()
+        super().__init__(message, added=added, missing=missing, tensors=tensors)
 
 
 def _listing(names: list[str]) -> str:

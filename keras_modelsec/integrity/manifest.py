@@ -3,7 +3,7 @@
 Owns names, digests, and the comparison of two of them. Knows nothing of files and signatures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -54,13 +54,16 @@ def check_file_name(name: str) -> str:
     return name
 
 
-def difference(expected: Manifest, actual: Manifest, path: Path) -> TamperedModelError:
+def difference(
+    expected: Manifest, actual: Manifest, path: Path, tensors: Sequence[str] = ()
+) -> TamperedModelError:
     """The error that names each file in which the two differ.
 
     Args:
         expected: What was signed.
         actual: What was found.
         path: Where it was found, for the message.
+        tensors: The names of changed tensors, as far as they are known.
     """
     signed, found = expected.digests, actual.digests
     return TamperedModelError(
@@ -72,4 +75,5 @@ def difference(expected: Manifest, actual: Manifest, path: Path) -> TamperedMode
         ],
         added=sorted(found.keys() - signed.keys()),
         missing=sorted(signed.keys() - found.keys()),
+        tensors=tensors,
     )

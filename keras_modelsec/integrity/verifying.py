@@ -146,7 +146,8 @@ def check_model(
         )
     signed = expected[0].manifest
     _check_same_kind(signed, found.manifest, model_path)
-    raise difference(_normalise(signed, found.manifest), found.manifest, model_path)
+    normal = _normalise(signed, found.manifest)
+    raise difference(normal, found.manifest, model_path, found.tensor_names())
 
 
 def check_accepted(evidence: Evidence, trust: Trust) -> Evidence:
@@ -177,6 +178,7 @@ def read_evidence(
     Returns:
         At least one item, or none if signature and statement disagree.
     """
+    trust = _with_certified_keys(places, trust)
     # Pending ones before the others, since they are renamed to them.
     next_signature, next_statement = _read_pending(places, trust, skip) if pending else (None, None)
     said = read_statement(places.statement, trust) if _exists(places.statement) else None
@@ -205,6 +207,19 @@ def read_evidence(
         if said is None and signed is not None:
             found.append(Evidence(signed, None))
     return found
+
+
+def _with_certified_keys(places: Places, trust: Trust) -> Trust:
+    """The same trust with the keys whose certificates come with the signatures.
+
+    A statement names its signers by hint only; the certificates are in the signature beside it.
+    """
+    for place in (places.signature, places.pending.signature):
+        with contextlib.suppress(SignatureError, OSError):
+            envelope = Envelope.from_bytes(files.read_limited(place, MAX_SIGNATURE_BYTES))
+            if envelope.certificates:
+                trust = trust.including(trust.key_of(envelope))
+    return trust
 
 
 def _exists(place: Path) -> bool:
