@@ -9,14 +9,14 @@ import datetime
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.integrity import files
 from keras_modelsec.integrity.describing import compare
-from keras_modelsec.integrity.errors import ConcurrentChangeError
+from keras_modelsec.integrity.errors import ConcurrentChangeError, WrongPasswordError
 from keras_modelsec.integrity.key_loading import load_signing_key, load_verifying_key
+from keras_modelsec.integrity.secrets import Password
 from keras_modelsec.integrity.signing_key import SigningKey
 from keras_modelsec.integrity.statement import root_digest
 from keras_modelsec.integrity.trust_store import TrustStore
@@ -110,11 +110,19 @@ def _add_list(actions: Any) -> argparse.ArgumentParser:
         metavar="PUBLIC",
         help="a root's public key (PEM); may be given again",
     )
-    parser.add_argument(
-        "--minimum-store-version", type=int, default=1, metavar="N", help="refuse an older store"
-    )
+    _add_minimum(parser)
     parser.set_defaults(command=run_list, verifies=True)
     return parser
+
+
+def _add_minimum(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--minimum-store-version",
+        type=int,
+        default=1,
+        metavar="N",
+        help="refuse an older store than the version you saw last: somebody may have put it back",
+    )
 
 
 def _changing(actions: Any, name: str, short: str, text: str) -> argparse.ArgumentParser:
@@ -130,6 +138,7 @@ def _changing(actions: Any, name: str, short: str, text: str) -> argparse.Argume
     parser.add_argument(
         "--expires", type=_time, metavar="TIME", help="until when the new version is good"
     )
+    _add_minimum(parser)
     add_password_options(parser)
     return parser
 
@@ -196,9 +205,9 @@ def _change(
     roots: list[str] | None = None,
 ) -> dict[str, Any]:
     password = password_from(options)
-    signers = [load_signing_key(path, password) for path in options.root]
+    signers = [_load_root(path, password) for path in options.root]
     for attempt in range(_ATTEMPTS):
-        store = _open(options.store, signers, create)
+        store = _open(options, signers, create)
         change(store)
         if options.expires is not None:
             store.set_expiry(options.expires)
@@ -213,11 +222,24 @@ def _change(
     return {"store": str(place), "version": store.version, "message": message}
 
 
-def _open(path: str, signers: list[SigningKey], create: bool) -> TrustStore:
-    if create and not os.path.lexists(path):
+def _load_root(path: str, password: Password) -> SigningKey:
+    """One root's key; of several, those without a password are read without."""
+    try:
+        return load_signing_key(path)
+    except WrongPasswordError:
+        return load_signing_key(path, password)
+
+
+def _open(options: argparse.Namespace, signers: list[SigningKey], create: bool) -> TrustStore:
+    minimum = options.minimum_store_version
+    if create and minimum == 1 and not os.path.lexists(options.store):
         return TrustStore()
-    expired_too = datetime.datetime(1, 1, 2, tzinfo=datetime.UTC)  # its owner may renew it
-    return TrustStore.load(Path(path), [key.verifying_key for key in signers], at=expired_too)
+    return TrustStore.load(
+        options.store,
+        [key.verifying_key for key in signers],
+        minimum_store_version=minimum,
+        at=datetime.datetime(1, 1, 2, tzinfo=datetime.UTC),  # its owner may renew an expired one
+    )
 
 
 def _digest_of(path: str) -> str:

@@ -49,7 +49,7 @@ class TrustedRoots:
     Whom an authority certifies is its own decision: without `subject`, everyone who has a
     code-signing certificate from it is trusted. Revocation lists (CRL, OCSP) are not asked; revoke
     a signer's or an authority's key in a `TrustStore`. Signatures carry no trusted time, so models
-    must be signed anew before the certificate expires.
+    must be signed anew before the certificate expires; and the clock of the machine is believed.
 
     Args:
         roots: Path of a PEM file with one or more certificates, PEM text or bytes, a `cryptography`

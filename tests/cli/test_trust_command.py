@@ -119,6 +119,27 @@ def test_root_key_with_a_password(folder, monkeypatch):
     trust("add", "trust.json", "other.pub", "--root", "root.pem", code=2)
 
 
+def test_several_roots_of_which_one_has_a_password(folder, monkeypatch):
+    monkeypatch.setenv("ROOT_PASSWORD", "geheim")
+    ms.generate_keys("new.pem", password="geheim", overwrite=True)
+    trust("add", "trust.json", "owner.pub", "--root", "root.pem")
+    both = ("--root", "root.pem", "--root", "new.pem", "--password-env", "ROOT_PASSWORD")
+    trust("rotate", "trust.json", "new.pub", *both)
+    trust("list", "trust.json", "--root", "new.pub")
+
+
+def test_older_store_put_back_is_not_built_upon(folder):
+    trust("add", "trust.json", "owner.pub", "--root", "root.pem")
+    old = (folder / "trust.json").read_bytes()
+    trust("revoke", "trust.json", "--key", "owner.pub", "--root", "root.pem")
+    (folder / "trust.json").write_bytes(old)
+    seen = ("--root", "root.pem", "--minimum-store-version", "2")
+    trust("add", "trust.json", "other.pub", *seen, code=2)
+    (folder / "trust.json").unlink()
+    trust("add", "trust.json", "other.pub", *seen, code=2)
+    assert not (folder / "trust.json").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
