@@ -322,4 +322,20 @@ def _mention(places: Places, parity: ParityRecord, keys: Sequence[SigningKey]) -
     signers = {hint for hint, _ in DsseEnvelope.from_bytes(data).signatures}
     if signers == {key.verifying_key.hint for key in keys}:
         said = replace(read_statement(places.statement, trust), parity=(parity,))
-        files.write_atomically(places.statement, make_statement(said, keys))
+        put_file(places.statement, make_statement(said, keys))
+
+
+def put_file(place: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all; what a kill leaves, the next writer clears.
+
+    Args:
+        place: The target, an absolute path.
+        data: The contents.
+    """
+    with staging_folder(place.parent) as folder:
+        staged = folder / place.name
+        staged.write_bytes(data)
+        os.chmod(staged, 0o644)
+        files.sync_file(staged)
+        os.replace(staged, place)
+    files.sync_folder(place.parent)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_modelsec.integrity import files, statement
+from keras_modelsec.integrity import statement
 from keras_modelsec.integrity.dsse import DsseEnvelope
 from keras_modelsec.integrity.envelope import Envelope, pre_authentication_encoding
 from keras_modelsec.integrity.errors import SignatureError, UnsafePathError
@@ -17,7 +17,7 @@ from keras_modelsec.integrity.manifest import Manifest
 from keras_modelsec.integrity.model_statement import ModelStatement, read_statement
 from keras_modelsec.integrity.parity_statement import Annex, ParityStatement
 from keras_modelsec.integrity.places import Places
-from keras_modelsec.integrity.protecting import agrees
+from keras_modelsec.integrity.protecting import agrees, put_file
 from keras_modelsec.integrity.trust import Trust
 from keras_modelsec.integrity.verifying import read_signature
 
@@ -87,7 +87,7 @@ def put_back(
             continue
         with contextlib.suppress(SignatureError):
             if agrees(read(data), said.manifest):
-                files.write_atomically(place, data)
+                put_file(place, data)
                 names.append(place.name)
     return tuple(names)
 
