@@ -17,7 +17,6 @@ import keras_modelsec as ms
 from keras_modelsec.integrity import (
     ConcurrentChangeError,
     KeyFormatError,
-    RevokedModelError,
     RolledBackError,
     SignatureError,
     SigningKey,
@@ -25,7 +24,7 @@ from keras_modelsec.integrity import (
     UntrustedKeyError,
 )
 from keras_modelsec.integrity.dsse import DsseEnvelope
-from keras_modelsec.integrity.trust import Trust, load_trust
+from keras_modelsec.integrity.trust import load_trust
 from keras_modelsec.integrity.trust_store_contents import TrustStoreContents
 from keras_modelsec.integrity.trust_store_file import PAYLOAD_TYPE
 
@@ -529,134 +528,6 @@ def test_writers_in_parallel_lose_no_entry(tmp_path):
         assert writer.exitcode == 0
     store = TrustStore.load(path, root.verifying_key, minimum_store_version=5)
     assert {entry.key.pem for entry in store.keys.values()} == set(pems)
-
-
-# What the store decides
-
-
-def test_model_verifies_by_a_store_until_its_key_is_revoked(tmp_path, key):
-    (tmp_path / "m.bin").write_bytes(b"weights")
-    ms.sign(tmp_path / "m.bin", key)
-    store = ms.TrustStore()
-    with pytest.raises(ValueError, match="at least one public key"):
-        ms.verify(tmp_path / "m.bin", store)
-    store.add(key.verifying_key)
-    ms.verify(tmp_path / "m.bin", store)
-    ms.verify(tmp_path / "m.bin", [store, new_key().verifying_key])
-    store.revoke(key.verifying_key, reason="laptop stolen")
-    with pytest.raises(UntrustedKeyError, match="laptop stolen"):
-        ms.verify(tmp_path / "m.bin", store)
-    with pytest.raises(UntrustedKeyError, match="laptop stolen"):
-        ms.verify(tmp_path / "m.bin", [key.verifying_key, store])  # the store overrules the list
-
-
-def test_key_counts_within_its_validity_and_not_outside(key):
-    store = TrustStore()
-    second = datetime.timedelta(seconds=1)
-    hint = store.add(key.verifying_key, not_before=NOON, not_after=NOON + DAY)
-    for at in (NOON, NOON + DAY):
-        assert load_trust(store, at=at).find(hint)
-    with pytest.raises(UntrustedKeyError, match="not trusted yet"):
-        load_trust(store, at=NOON - second).find(hint)
-    with pytest.raises(UntrustedKeyError, match="trusted no more"):
-        load_trust(store, at=NOON + DAY + second).find(hint)
-    store.add(key.verifying_key, not_after=datetime.datetime(2020, 1, 1, tzinfo=UTC))
-    with pytest.raises(UntrustedKeyError, match="trusted no more"):
-        load_trust(store).find(hint)  # now is later
-
-
-def test_unknown_key_is_none_and_threshold_counts_different_keys(key, other_key):
-    store = TrustStore(threshold=2)
-    store.add(key.verifying_key)
-    store.add(key.verifying_key, name="the same again")
-    store.add(other_key.verifying_key)
-    trust = load_trust(store)
-    assert trust.find("0" * 64) is None
-    assert trust.requires_statement
-    one = DsseEnvelope.sign(b"payload", [key])
-    twice = DsseEnvelope(one.payload, one.payload_type, one.signatures * 2)
-    with pytest.raises(UntrustedKeyError, match="by 2 of the trusted keys"):
-        one.verified_payload(trust)
-    with pytest.raises(SignatureError, match="each key once"):
-        DsseEnvelope.from_bytes(twice.to_bytes())
-    stranger = DsseEnvelope.sign(b"payload", [key, new_key()])
-    with pytest.raises(UntrustedKeyError, match="1 count"):
-        stranger.verified_payload(trust)
-    both = DsseEnvelope.sign(b"payload", [key, other_key])
-    assert both.verified_payload(trust) == b"payload"
-    store.revoke(other_key.verifying_key)
-    with pytest.raises(UntrustedKeyError, match="1 count"):
-        both.verified_payload(load_trust(store))
-
-
-def test_trust_does_not_follow_later_changes_of_the_store(key):
-    store = TrustStore()
-    hint = store.add(key.verifying_key)
-    trust = load_trust(store)
-    store.revoke(hint)
-    assert trust.find(hint)
-    with pytest.raises(UntrustedKeyError):
-        load_trust(store).find(hint)
-
-
-@pytest.mark.parametrize(
-    ("name", "version", "accepted"),
-    [
-        ("classifier", 7, True),
-        ("classifier", 6, False),
-        ("classifier", None, False),
-        ("other", 2, True),
-        ("other", 1, False),
-        ("other", None, False),
-    ],
-)
-def test_lowest_version_holds_by_name_and_for_all(filled, name, version, accepted):
-    trust = load_trust(filled, at=NOON)
-    assert trust.requires_statement
-    if accepted:
-        trust.check_model(name, version, ())
-    else:
-        with pytest.raises(RolledBackError, match=name):
-            trust.check_model(name, version, ())
-
-
-def test_rolled_back_model_is_refused_in_full(tmp_path, key):
-    (tmp_path / "m.bin").write_bytes(b"weights")
-    ms.sign(tmp_path / "m.bin", key)  # version 1
-    store = TrustStore()
-    store.add(key.verifying_key)
-    store.set_lowest_version("m.bin", 1)
-    ms.verify(tmp_path / "m.bin", store)
-    store.set_lowest_version("m.bin", 2)
-    with pytest.raises(RolledBackError):
-        ms.verify(tmp_path / "m.bin", store)
-    (tmp_path / "m.bin.modelsec.json").unlink()  # what an attacker would try
-    with pytest.raises(SignatureError):
-        ms.verify(tmp_path / "m.bin", store)
-
-
-def test_revoked_bytes_are_refused_in_full(tmp_path, key):
-    import hashlib
-
-    (tmp_path / "m.bin").write_bytes(b"weights")
-    ms.sign(tmp_path / "m.bin", key)
-    store = TrustStore()
-    store.add(key.verifying_key)
-    store.revoke(digest=hashlib.sha256(b"weights").hexdigest(), reason="backdoor")
-    with pytest.raises(RevokedModelError, match="backdoor"):
-        ms.verify(tmp_path / "m.bin", store)
-    for name in ("m.bin.modelsec.json", "m.bin.sig"):
-        (tmp_path / name).unlink()
-        with pytest.raises(SignatureError):
-            ms.verify(tmp_path / "m.bin", store)
-
-
-def test_trust_of_plain_keys_asks_for_no_statement(key):
-    trust = load_trust(key.verifying_key)
-    assert (trust.threshold, trust.requires_statement) == (1, False)
-    trust.check_model("any", None, ["ab" * 32])
-    assert load_trust(trust) is trust
-    assert isinstance(trust, Trust)
 
 
 # The format
