@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.cli.progress import progress_bar
+from keras_modelsec.cli.trust_options import add_trust_options, trusted_from
 
 
 def _load(module: str) -> Any:
@@ -68,15 +69,9 @@ def add_repair(subparsers: Any) -> argparse.ArgumentParser:
         "part of the model are among its files.",
     )
     parser.add_argument("path", metavar="PATH", help="the file or folder")
-    parser.add_argument(
-        "--key",
-        required=True,
-        action="append",
-        metavar="PUBLIC",
-        help="a trusted public key (PEM); may be given again",
-    )
     parser.add_argument("--parity", metavar="FILE", help="default: PATH with .parity added")
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
+    add_trust_options(parser)
     parser.set_defaults(command=run_repair, verifies=True)
     return parser
 
@@ -87,7 +82,7 @@ def run_repair(options: argparse.Namespace) -> dict[str, Any]:
     with progress_bar("Repairing", json=options.json) as progress:
         report = repair(
             options.path,
-            options.key,
+            trusted_from(options),
             parity_path=options.parity,
             signature_path=options.signature,
             progress=progress,

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.cli.progress import progress_bar
+from keras_modelsec.cli.trust_options import add_trust_options, trusted_from
 from keras_modelsec.integrity.errors import WrongPasswordError
 from keras_modelsec.integrity.key_loading import load_signing_key
 from keras_modelsec.integrity.secrets import Password
@@ -31,6 +32,9 @@ def add_sign(subparsers: Any) -> argparse.ArgumentParser:
         metavar="PRIVATE",
         help="a key that signs NAME.modelsec.json too, e.g. ML-DSA-65; not encrypted, or with the "
         "same password; may be given again",
+    )
+    parser.add_argument(
+        "--certificate-chain", metavar="FILE", help="X.509 certificates for the key (PEM)"
     )
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
     parser.add_argument("--name", help="what the model is called (default: as before, or its file)")
@@ -60,6 +64,7 @@ def run_sign(options: argparse.Namespace) -> dict[str, Any]:
             signature_path=options.signature,
             password=password,
             co_signing_keys=[_co_key(path, password) for path in options.co_key],
+            certificate_chain=options.certificate_chain,
             name=options.name,
             version=options.model_version,
             provenance=_read_json(options.provenance),
@@ -101,14 +106,8 @@ def add_verify(subparsers: Any) -> argparse.ArgumentParser:
         description="Verify that a model file or folder is what a trusted key signed.",
     )
     parser.add_argument("path", metavar="PATH", help="the file or folder")
-    parser.add_argument(
-        "--key",
-        required=True,
-        action="append",
-        metavar="PUBLIC",
-        help="a trusted public key (PEM); may be given again",
-    )
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
+    add_trust_options(parser)
     parser.set_defaults(command=run_verify, verifies=True)
     return parser
 
@@ -116,5 +115,10 @@ def add_verify(subparsers: Any) -> argparse.ArgumentParser:
 def run_verify(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `verify`."""
     with progress_bar("Hashing", json=options.json) as progress:
-        verify(options.path, options.key, signature_path=options.signature, progress=progress)
+        verify(
+            options.path,
+            trusted_from(options),
+            signature_path=options.signature,
+            progress=progress,
+        )
     return {"path": options.path, "message": f"Verified {options.path}"}

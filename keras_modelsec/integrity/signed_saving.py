@@ -34,7 +34,6 @@ from keras_modelsec.integrity.provenance import collect
 from keras_modelsec.integrity.signing import (
     make_signature,
     make_statement,
-    makes_openssf,
     own_statement,
     state,
 )
@@ -139,7 +138,7 @@ def _write_vouchers(
         provenance=collect(staged, release.provenance),
     )
     data = {places.statement: make_statement(said, keys)}
-    if makes_openssf(keys[0]):
+    if keys[0].verifying_key.makes_openssf:
         data[places.signature] = make_signature(said.manifest, keys[0])
     elif os.path.lexists(places.signature):
         places.signature.unlink()  # of a key that made one; the statement beside it still vouches

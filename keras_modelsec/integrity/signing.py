@@ -13,13 +13,10 @@ from typing import Any
 
 from keras_modelsec._core.checks import check_boolean, check_integer
 from keras_modelsec.integrity import files, statement
+from keras_modelsec.integrity.certificates import Certificates, load_certificate_chain
 from keras_modelsec.integrity.describing import Description, describe_for_signing
 from keras_modelsec.integrity.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
-from keras_modelsec.integrity.envelope import (
-    MAX_SIGNATURE_BYTES,
-    Envelope,
-    pre_authentication_encoding,
-)
+from keras_modelsec.integrity.envelope import MAX_SIGNATURE_BYTES, Envelope
 from keras_modelsec.integrity.errors import SignatureError
 from keras_modelsec.integrity.hashing import Progress
 from keras_modelsec.integrity.key_loading import PrivateKeySource, load_signing_key
@@ -35,21 +32,21 @@ from keras_modelsec.integrity.secrets import Password
 from keras_modelsec.integrity.signing_key import SigningKey
 from keras_modelsec.integrity.trust import Trust
 
-_OPENSSF_ALGORITHMS = ("ecdsa-p256", "ecdsa-p384", "ecdsa-p521")
 
-
-def makes_openssf(key: SigningKey) -> bool:
-    """Whether `key` can sign in the OpenSSF format, which knows ECDSA only."""
-    return key.verifying_key.algorithm in _OPENSSF_ALGORITHMS
-
-
-def make_signature(manifest: Manifest, key: SigningKey, *, ignored: Sequence[str] = ()) -> bytes:
+def make_signature(
+    manifest: Manifest,
+    key: SigningKey,
+    *,
+    ignored: Sequence[str] = (),
+    certificates: Sequence[bytes] = (),
+) -> bytes:
     """The OpenSSF signature file's bytes for a manifest.
 
     Args:
         manifest: What is signed.
         key: Who signs; an ECDSA key.
         ignored: Names of signature and statement, if they are to lie inside the signed folder.
+        certificates: The key's certificate chain, from `load_certificate_chain`, or none.
 
     Raises:
         ValueError: If the model has no file, or so many that the signature grows past what
@@ -61,8 +58,7 @@ def make_signature(manifest: Manifest, key: SigningKey, *, ignored: Sequence[str
             "Save the model there first."
         )
     payload = statement.to_bytes(manifest, ignore_paths=sorted(ignored))
-    signature = key.sign(pre_authentication_encoding(payload))
-    data = Envelope(key.verifying_key.hint, payload, signature).to_bytes()
+    data = Envelope.sign(payload, key, certificates).to_bytes()
     _check_size(data, MAX_SIGNATURE_BYTES, len(manifest.digests))
     return data
 
@@ -98,6 +94,7 @@ def sign(
     signature_path: "str | os.PathLike[str] | None" = None,
     password: Password = None,
     co_signing_keys: Iterable[PrivateKeySource] = (),
+    certificate_chain: "Certificates | None" = None,
     name: str | None = None,
     version: int | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -126,6 +123,10 @@ def sign(
         password: What the key is encrypted with: str, bytes or a callable. Default None.
         co_signing_keys: Further keys that sign the statement, e.g. an ML-DSA-65 key, so that it
             holds against quantum computers too. Not encrypted, or `SigningKey` objects.
+        certificate_chain: X.509 certificates for `signing_key` (an ECDSA key): the signer's first,
+            then who certified whom: path of a PEM file, PEM, or a list. They go into "NAME.sig" in
+            place of the key's hint; who trusts their root (`ms.integrity.TrustedRoots`) can
+            verify. Default None.
         name: What the model is called, for lowest versions in a `TrustStore`. Defaults to the
             earlier statement's name, or the last part of `path`.
         version: Integer >= 1. Defaults to one more than that of the statement it replaces if that
@@ -177,7 +178,8 @@ def sign(
         provenance=collect(model_path, provenance),
         parity=_parity_kept(earlier, description),
     )
-    return write_signed(places, said, keys, own_names)
+    chain = load_certificate_chain(certificate_chain, keys[0]) if certificate_chain else ()
+    return write_signed(places, said, keys, own_names, chain)
 
 
 def state(
@@ -205,6 +207,7 @@ def write_signed(
     said: ModelStatement,
     keys: Sequence[SigningKey],
     own_names: Sequence[str] = (),
+    certificates: Sequence[bytes] = (),
 ) -> Path:
     """Signs a statement and the OpenSSF manifest that goes with it, and writes both.
 
@@ -213,17 +216,18 @@ def write_signed(
         said: What is signed.
         keys: Who signs the statement; the first signs the OpenSSF manifest too if it can.
         own_names: The places' names inside the signed folder.
+        certificates: The first key's certificate chain, or none.
 
     Returns:
         The path of the OpenSSF signature, or of the statement if there is none.
     """
     data = make_statement(said, keys)
-    if not makes_openssf(keys[0]):
+    if not keys[0].verifying_key.makes_openssf:
         files.write_atomically(places.statement, data)
         if os.path.lexists(places.signature):
             places.signature.unlink()  # of an earlier key, on other bytes perhaps
         return places.statement
-    signature = make_signature(said.manifest, keys[0], ignored=own_names)
+    signature = make_signature(said.manifest, keys[0], ignored=own_names, certificates=certificates)
     files.write_atomically(places.signature, signature)
     files.write_atomically(places.statement, data)
     return places.signature

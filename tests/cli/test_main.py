@@ -102,7 +102,7 @@ def test_wrong_usage_and_unreadable_files_give_exit_code_2_and_name_the_file(
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("verify",), ("verify", "model.bin"), ("sign", "x"), ("keygen",), ("unknown",)]
+    [(), ("verify",), ("sign", "x"), ("keygen",), ("unknown",)]
     + [("keygen", "x", "--curve", "p192"), ("keygen", "x", "--password=geheim")],
 )
 def test_malformed_command_lines_give_exit_code_2(arguments, capsys):
@@ -110,6 +110,39 @@ def test_malformed_command_lines_give_exit_code_2(arguments, capsys):
         main(arguments)
     assert caught.value.code == 2
     assert "usage: modelsec" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "Somebody must be trusted"),
+        (("--trust-store", "trust.json"), "must be given together"),
+        (("--root", "owner.pub"), "must be given together"),
+        (("--key", "owner.pub", "--subject", "CN=x"), "with --root-certificate"),
+    ],
+)
+def test_incomplete_trust_is_wrong_usage(signed, capsys, options, message):
+    code, _, err = run(capsys, "verify", "model.bin", *options)
+    assert code == 2
+    assert message in err
+
+
+def test_trust_store_on_the_command_line_refuses_an_older_model(signed, capsys):
+    store = ("trust.json", "--root", "root.pem")
+    trusted = ("--trust-store", "trust.json", "--root", "root.pub")
+    assert main(["keygen", "root.pem"]) == 0
+    assert main(["trust", "add", "trust.json", "owner.pub", *store[1:]]) == 0
+    assert run(capsys, "verify", "model.bin", *trusted)[0] == 0
+    assert main(["trust", "require", "trust.json", "model.bin", "2", *store[1:]]) == 0
+    code, _, err = run(capsys, "verify", "model.bin", *trusted)
+    assert code == 1
+    assert "RolledBackError" in err
+    assert main(["sign", "model.bin", "--key", "owner.pem"]) == 0  # version 2
+    assert run(capsys, "verify", "model.bin", *trusted)[0] == 0
+    assert (
+        run(capsys, "verify", "model.bin", "--trust-store", "trust.json", "--root", "owner.pub")[0]
+        == 1
+    )
 
 
 def test_json_output_of_each_command(folder, capsys):

@@ -621,3 +621,31 @@ def regenerate(scratch: Path) -> None:
     command += ["--certificate_chain", GOLDEN / "certificate-root.pem"]
     command += ["--signature", GOLDEN / "model.bin.certificate.model-signing-1.1.1.sig"]
     model_signing(*command)
+
+
+def test_signed_with_a_chain_both_files_are_trusted_by_its_root_alone(current):
+    folder, _ = current
+    model, roots = folder / "model", TrustedRoots(folder / "root.pem")
+    ms.sign(model, folder / "key.pem", certificate_chain=folder / "chain.pem")
+    ms.verify(model, roots)
+    assert (folder / "model.modelsec.json").exists()
+    (folder / "model.sig").unlink()  # the certificates were in it
+    with pytest.raises(UntrustedKeyError):
+        ms.verify(model, roots)
+
+
+def test_statement_by_another_key_is_not_trusted_beside_certificates(current, other_key):
+    folder, _ = current
+    model, roots = folder / "model", TrustedRoots(folder / "root.pem")
+    ms.sign(model, other_key)
+    forged = (folder / "model.modelsec.json").read_bytes()
+    ms.sign(model, folder / "key.pem", certificate_chain=folder / "chain.pem")
+    (folder / "model.modelsec.json").write_bytes(forged)
+    with pytest.raises(UntrustedKeyError):
+        ms.verify(model, roots)
+
+
+def test_chain_for_another_key_is_refused_when_signing(current, other_key):
+    folder, _ = current
+    with pytest.raises(KeyFormatError):
+        ms.sign(folder / "model", other_key, certificate_chain=folder / "chain.pem")
