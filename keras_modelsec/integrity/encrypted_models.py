@@ -89,8 +89,8 @@ def save_encrypted(model: keras.Model, path: "str | os.PathLike[str]", key: Encr
     """
     target = files.absolute_path(path)
     _check_ending(target, (_MODEL, _WEIGHTS))
-    locks = locks_for(key)
     files.check_target(target)
+    locks = locks_for(key)
     with new_file(target, overwrite=True) as file:
         _write(model, target.name, file, locks)
     return target

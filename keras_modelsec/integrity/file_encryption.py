@@ -64,8 +64,8 @@ def encrypt_file(
     """
     source = files.absolute_path(path)
     target = files.absolute_path(output) if output else _with_suffix(source)
-    locks = locks_for(key)
     _check_places(source, target, overwrite)
+    locks = locks_for(key)
     with files.open_regular(source) as plain, new_file(target, overwrite) as file:
         total = os.fstat(plain.fileno()).st_size
         buffer, done = memoryview(bytearray(_READ_BYTES)), 0
@@ -122,8 +122,8 @@ def decrypt_file(
     """
     source = files.absolute_path(path)
     target = files.absolute_path(output) if output else _without_suffix(source)
-    openers = openers_for(key, password)
     _check_places(source, target, overwrite)
+    openers = openers_for(key, password)
     with files.open_regular(source) as encrypted:
         opened = EncryptedFile(encrypted, openers, str(source))
         with new_file(target, overwrite, mode=0o600) as file:

@@ -76,6 +76,10 @@ class Passphrase:
             )
         self._source = source
 
+    def asked(self) -> "Passphrase":
+        """The same with its source asked now, and not again for each slot or file."""
+        return Passphrase(self._bytes())
+
     def _bytes(self) -> bytes:
         value = resolve_password(self._source)
         if value is None:
@@ -223,7 +227,9 @@ def _listed(key: Any) -> list[Any]:
 
 
 def _resolve(item: Any, from_pem: Callable[[bytes], Any]) -> Any:
-    if isinstance(item, (Passphrase, EncryptionPublicKey, EncryptionPrivateKey)):
+    if isinstance(item, Passphrase):
+        return item.asked()
+    if isinstance(item, (EncryptionPublicKey, EncryptionPrivateKey)):
         return item
     if isinstance(item, (bytes, bytearray)):
         data = bytes(item)

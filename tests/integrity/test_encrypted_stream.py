@@ -180,6 +180,16 @@ def test_two_data_keys_cannot_share_a_file(place):
         decrypt(place, data[:start] + other + data[start + 64 :], bytes(32))
 
 
+def test_empty_last_chunk_after_others_is_refused_although_it_authenticates(place):
+    """One plaintext has one way to be cut into chunks, also for who has the key."""
+    file = io.BytesIO()
+    with EncryptingWriter(file, locks_for(KEY), chunk_bytes=CHUNK) as writer:
+        writer._seal(memoryview(bytes(CHUNK)), last=False)
+        writer.finish()
+    assert len(file.getvalue()) == HEADER + SEALED + 16
+    is_refused(place, file.getvalue())
+
+
 def test_unfinished_stream_is_refused(place):
     file = io.BytesIO()
     EncryptingWriter(file, locks_for(KEY), chunk_bytes=CHUNK).write(bytes(1000))

@@ -139,6 +139,19 @@ def test_too_many_keys_are_refused():
         locks_for([Passphrase("word")] * 5)
 
 
+def test_passphrase_is_asked_for_once_however_many_slots_there_are():
+    asked = []
+
+    def ask():
+        asked.append(1)
+        return "word"
+
+    slots = [lock.seal(DATA_KEY) for lock in locks_for([Passphrase("a"), Passphrase(ask)])]
+    assert len(asked) == 1
+    assert open_slots(slots, openers_for(Passphrase(ask))) == DATA_KEY
+    assert len(asked) == 2
+
+
 def test_passphrase_shows_itself_nowhere():
     phrase = Passphrase("correct horse")
     assert "correct" not in repr(phrase) + str(phrase) + repr([phrase])
