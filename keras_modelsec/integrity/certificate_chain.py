@@ -54,7 +54,7 @@ def verify(
     """
     at = check_time(at)
     try:
-        path = _path_to_root([x509.load_der_x509_certificate(der) for der in chain], roots)
+        path = _path_to_root([_load(der) for der in chain], roots)
         _check_path(path, at)
         key = VerifyingKey(path[0].public_key())
         check_makes_openssf(key)
@@ -116,6 +116,13 @@ def check_time(at: datetime.datetime | None) -> datetime.datetime:
     if at.tzinfo is None:
         raise ValueError(f"`at` must have a time zone. Received: {at!r}. Use datetime.UTC.")
     return at.astimezone(datetime.UTC)
+
+
+def _load(der: bytes) -> x509.Certificate:
+    certificate = x509.load_der_x509_certificate(der)
+    if not der.endswith(b"\0" + certificate.signature):  # a count of unused bits, which are none
+        _refuse("A certificate", "be in canonical DER", _name(certificate))
+    return certificate
 
 
 def _path_to_root(

@@ -385,6 +385,20 @@ def test_no_single_changed_bit_of_a_chain_is_accepted(root, middle, leaf, place,
         TrustedRoots(root.certificate).verify([bytes(der) for der in chain], NOON)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_no_byte_outside_of_what_is_signed_can_change(root, middle, leaf, which):
+    item, roots = (leaf, middle)[which], TrustedRoots(root.certificate)
+    signed = item.certificate.tbs_certificate_bytes
+    start = item.der.index(signed)
+    places = [*range(start), *range(start + len(signed), len(item.der))]
+    for place in places:
+        for bit in range(8):
+            chain = [bytearray(leaf.der), bytearray(middle.der)]
+            chain[which][place] ^= 1 << bit
+            with pytest.raises(UntrustedKeyError):
+                roots.verify([bytes(der) for der in chain], NOON)
+
+
 @settings(max_examples=200, deadline=None)
 @given(chain=st.lists(st.binary(max_size=200), max_size=10))
 def test_junk_in_place_of_certificates_is_an_untrusted_key(root, chain):
