@@ -67,7 +67,15 @@ def choose_geometry(total: int, redundancy: float) -> Geometry:
     Args:
         total: Bytes in all, >= 0.
         redundancy: Parity in proportion to data, above 0 and at most 1.
+
+    Raises:
+        ValueError: If there are more bytes than the largest blocks hold, 16 TiB.
     """
+    if total > MOST_BLOCKS * LARGEST_BLOCK:
+        raise ValueError(
+            f"A model must have at most {MOST_BLOCKS * LARGEST_BLOCK} bytes to be protected. "
+            f"Received: {total}. Protect its parts."
+        )
     size = ALIGNMENT
     while -(-total // size) > MOST_BLOCKS:
         size *= 2
