@@ -74,10 +74,11 @@ def file_actions(folder: Path, mib: int) -> dict[str, Callable[[], float]]:
     write_file(plain, block, mib)
 
     def fresh(action: Callable[[], Any]) -> Callable[[], float]:
-        """Every action makes a new file; removing the last one is no part of its time."""
+        """Every action makes a new file; removing and settling the last is no part of its time."""
 
         def run() -> float:
             other.unlink(missing_ok=True)
+            os.sync()
             return timed(action)
 
         return run
