@@ -112,6 +112,14 @@ def _encrypted(names):
     ms.sign("model.keras.enc", "owner.pem")
 
 
+def _protected(names):
+    _signed(names, "model.keras")
+    ms.protect("model.keras", "owner.pem")
+    with open("model.keras", "r+b") as file:
+        file.seek(5000)
+        file.write(b"damage")
+
+
 def _trusting(names):
     _keys(names)
     ms.generate_keys("root.pem", "root.pub", algorithm="ed25519")
@@ -142,6 +150,8 @@ PREPARATIONS = {
     "verified_copy": lambda names: _signed(names, "best.weights.h5"),
     "verify": lambda names: _signed(names, "model.keras"),
     "IntegrityGuard": lambda names: _signed(names, "model.keras"),
+    "protect": lambda names: _signed(names, "model.keras"),
+    "repair": _protected,
     "WatermarkMonitor": _compile,
     "integrity.EnvironmentVariable": _with_password,
     "watermark.restore_key": _marked,
