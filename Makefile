@@ -79,7 +79,7 @@ hooks: $(READY)
 	$(BIN)/pre-commit install
 
 lock:
-	requirements/lock.sh $(PYTHON) requirements/constraints.txt '.[dev]'
+	requirements/lock.sh $(PYTHON) requirements/constraints.txt '.[dev,fuzz]'
 	requirements/lock.sh $(INTEROP_PYTHON) requirements/constraints-interop.txt '.[interop]'
 
 clean:

@@ -135,8 +135,11 @@ def read_certificates(source: Certificates, argument: str) -> "list[x509.Certifi
             continue
         pem, origin = read_pem(item, argument, "CERTIFICATE")
         try:
-            certificates += x509.load_pem_x509_certificates(pem)
-        except ValueError:
+            found = x509.load_pem_x509_certificates(pem)
+            for certificate in found:  # names and extensions are parsed only when they are asked
+                _ = (certificate.subject, certificate.issuer, certificate.extensions)
+            certificates += found
+        except Exception:  # a parser of untrusted bytes: ValueError, TypeError and others
             _refuse(argument, f"PEM that does not decode{origin}")
     if not certificates:
         _refuse(argument, "none")

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from keras_modelsec.integrity import pem_encryption
@@ -143,7 +142,7 @@ def load_verifying_key(source: PublicKeySource, argument: str = _PUBLIC) -> Veri
         _refuse(argument, "PEM public keys (SubjectPublicKeyInfo)", origin, f"a {label}", _REMEDY)
     try:
         key = serialization.load_pem_public_key(pem)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except Exception:  # a parser of untrusted bytes: InternalError and others for odd DER
         _refuse_undecodable(pem, argument, "PEM public keys", origin)
     _check_kind(key, argument, origin)
     return VerifyingKey(key)
@@ -201,7 +200,7 @@ def _decrypt(pem: bytes, password: bytes | None, origin: str) -> Any:
     except KeyFormatError as error:
         error.args = (f"{error}{origin}",)
         raise
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except Exception:  # as for public keys
         if not encrypted or own:
             _refuse_undecodable(encoded, _PRIVATE, "a PEM private key", origin)
     raise WrongPasswordError(

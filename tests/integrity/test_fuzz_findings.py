@@ -1,0 +1,30 @@
+"""Inputs found by coverage-guided fuzzing (`make fuzz`): each once raised no named error."""
+
+import pytest
+
+from keras_modelsec.integrity import KeyFormatError, TrustedRoots, load_signing_key
+
+
+def pem(label, body):
+    return f"-----BEGIN {label}-----\n{body}\n-----END {label}-----\n".encode()
+
+
+def test_private_key_that_openssl_itself_stumbles_over_is_a_key_format_error():
+    # cryptography raises InternalError: an Ed25519 key that says it is Ed448
+    body = "MC4CAQAwBQYDK2VxBCIEIOfLG43MTFOwJezkmbDyVlnVMAGkxr/t3nSedGAOrx7S"
+    with pytest.raises(KeyFormatError, match="does not decode"):
+        load_signing_key(pem("PRIVATE KEY", body))
+
+
+def test_root_certificate_whose_name_cannot_be_read_is_a_key_format_error():
+    # cryptography parses names when they are asked for, and raises TypeError at a BIT STRING
+    body = (
+        "MIIBTzCB96ADAgECAhRFG952UC7krKfBmYVCCpf07OHZfzAKBggqhkjOPQQDAjAWMRQwEgYDVQQDDAtHb2xkZW4g"
+        "Um9vdDAeFw0yNTA2MDExMjAwMDBaFw0zNjA1MjkxMjAwMDBaMBYxFDASBgNVBAMDC0dvbGRlbiBSb290MFkwEwYH"
+        "KoZIzj0CAQYIKoZIzj0DAQcDQgAEL5/Rh4fbOkkeimcxpZzPT0du80UecPuDb1QYPXGgSmsfHPkjiBpuqXK1K0mk"
+        "nIKxbtYEG9EdK/JQKFs95aml4KMjMCEwDwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ8BAf8EBAMCAgQwCgYIKoZIzj0E"
+        "AwIDRwAwRAIgB59XWheE861F40ujV9s1C3U2JipvN/NOCYKzxggW1yICIFVHWlg16qGtSSQ9vF2VUbNseXMZdu6U"
+        "lbxpoDLp0FRl"
+    )
+    with pytest.raises(KeyFormatError, match="does not decode"):
+        TrustedRoots(pem("CERTIFICATE", body))
