@@ -479,6 +479,29 @@ def test_ours_accepts_model_signings_certificate_signature(current, with_root):
         ms.verify(folder / "model", roots)
 
 
+def test_sign_puts_the_chain_into_the_signature_and_the_statement_counts_with_it(current):
+    folder, leaf = current
+    place = folder / "model.sig"
+    ms.sign(folder / "model", leaf.key, certificate_chain=folder / "chain.pem")
+    roots = TrustedRoots(folder / "root.pem")
+    ms.verify(folder / "model", roots)
+    command = ("verify", "certificate", folder / "model", "--signature", place)
+    code, output = model_signing(*command, "--certificate_chain", folder / "root.pem")
+    assert code == 0, output
+    (folder / "model.modelsec.json").rename(folder / "kept")
+    place.rename(folder / "kept.sig")
+    ms.sign(folder / "model", Issued("Stranger", ca=False).key)
+    place.unlink()
+    (folder / "kept.sig").rename(place)
+    with pytest.raises(UntrustedKeyError):  # a good signature beside a stranger's statement
+        ms.verify(folder / "model", roots)
+    (folder / "kept").replace(folder / "model.modelsec.json")
+    ms.verify(folder / "model", roots)
+    place.unlink()  # the statement alone names its signer by hint, which nobody vouches for
+    with pytest.raises(UntrustedKeyError):
+        ms.verify(folder / "model", roots)
+
+
 def test_expired_chain_passes_in_model_signing_and_is_refused_here(tmp_path):
     root = Issued("Root", first=NOON - 9 * DAY, last=NOON)
     leaf = Issued("Leaf", root, ca=False, first=NOON - 9 * DAY, last=NOON)
@@ -557,12 +580,12 @@ def test_every_changed_field_of_the_certificate_bundle_is_refused(current, json_
     signature.write_text(json.dumps({**bundle, "verificationMaterial": both}))
     with pytest.raises(SignatureError, match="exactly the fields"):
         ms.verify(folder / "model", roots)
-    many = base64.b64encode(leaf.der).decode()
-    chain = {"certificates": [{"rawBytes": many}] * 9}
-    material = {"x509CertificateChain": chain, "tlogEntries": []}
-    signature.write_text(json.dumps({**bundle, "verificationMaterial": material}))
-    with pytest.raises(SignatureError, match="1 to 8"):
-        ms.verify(folder / "model", roots)
+    item = {"rawBytes": base64.b64encode(leaf.der).decode()}
+    for count in (0, 9):
+        chain = {"certificates": [item] * count}
+        material = {"x509CertificateChain": chain, "tlogEntries": []}
+        with pytest.raises(SignatureError, match="list of 1 to 8 items"):
+            Envelope.from_bytes(json.dumps({**bundle, "verificationMaterial": material}).encode())
 
 
 def test_chain_that_no_reader_would_accept_is_refused_when_signing(current, key):
