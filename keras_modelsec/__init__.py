@@ -40,6 +40,7 @@ _NAMES = {
     "load_encrypted_weights": "keras_modelsec.integrity.encrypted_models",
     "load_verified_model": "keras_modelsec.integrity.loading",
     "load_verified_weights": "keras_modelsec.integrity.loading",
+    "locate_tampering": "keras_modelsec.integrity.locating",
     "save_encrypted": "keras_modelsec.integrity.encrypted_models",
     "protect": "keras_modelsec.integrity.protecting",
     "repair": "keras_modelsec.integrity.repairing",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from keras_modelsec.integrity.integrity_guard import IntegrityGuard
     from keras_modelsec.integrity.keys import generate_keys
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
+    from keras_modelsec.integrity.locating import locate_tampering
     from keras_modelsec.integrity.protecting import protect
     from keras_modelsec.integrity.repairing import repair
     from keras_modelsec.integrity.sign_on_save import SignOnSave

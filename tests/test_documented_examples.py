@@ -149,6 +149,7 @@ PREPARATIONS = {
     "sign": _keys,
     "verified_copy": lambda names: _signed(names, "best.weights.h5"),
     "verify": lambda names: _signed(names, "model.keras"),
+    "locate_tampering": lambda names: _signed(names, "model.keras"),
     "IntegrityGuard": lambda names: _signed(names, "model.keras"),
     "protect": lambda names: _signed(names, "model.keras"),
     "repair": _protected,

@@ -58,11 +58,20 @@ if TYPE_CHECKING:
     from keras_modelsec.integrity.guarding import guard_activations
     from keras_modelsec.integrity.integrity_guard import IntegrityGuard
     from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
+    from keras_modelsec.integrity.locating import locate_tampering
     from keras_modelsec.integrity.protecting import protect
     from keras_modelsec.integrity.repair_report import RepairReport
     from keras_modelsec.integrity.repairing import repair
     from keras_modelsec.integrity.sign_on_save import SignOnSave
     from keras_modelsec.integrity.signed_backup import SignedBackupAndRestore
+    from keras_modelsec.integrity.tamper_report import (
+        ChunkDamage,
+        FileDamage,
+        Shift,
+        TamperReport,
+        TensorDamage,
+    )
+    from keras_modelsec.integrity.value_changes import ValueChanges
 
 _NEED_KERAS = {
     "ActivationGuard": "keras_modelsec.integrity.activation_guard",
@@ -78,7 +87,14 @@ _NEED_KERAS = {
     "load_verified_model": "keras_modelsec.integrity.loading",
     "load_verified_weights": "keras_modelsec.integrity.loading",
     # these need numpy
+    "ChunkDamage": "keras_modelsec.integrity.tamper_report",
+    "FileDamage": "keras_modelsec.integrity.tamper_report",
     "RepairReport": "keras_modelsec.integrity.repair_report",
+    "Shift": "keras_modelsec.integrity.tamper_report",
+    "TamperReport": "keras_modelsec.integrity.tamper_report",
+    "TensorDamage": "keras_modelsec.integrity.tamper_report",
+    "ValueChanges": "keras_modelsec.integrity.value_changes",
+    "locate_tampering": "keras_modelsec.integrity.locating",
     "protect": "keras_modelsec.integrity.protecting",
     "repair": "keras_modelsec.integrity.repairing",
 }
@@ -113,8 +129,15 @@ __all__ = [
     "load_encrypted",
     "load_encrypted_weights",
     "save_encrypted",
-    # repair
+    # find and repair damage
+    "ChunkDamage",
+    "FileDamage",
     "RepairReport",
+    "Shift",
+    "TamperReport",
+    "TensorDamage",
+    "ValueChanges",
+    "locate_tampering",
     "protect",
     "repair",
     # guards at run time

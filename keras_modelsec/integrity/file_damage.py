@@ -1,0 +1,213 @@
+"""Compares one file with what was signed of it: which tensors, which chunks, and what else.
+
+Owns the step from where the signed bytes are (leaf_alignment.py) to what that means. The file is
+untrusted and never parsed, but for hints on what bytes outside of tensors belong to.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from keras_modelsec.integrity import files
+from keras_modelsec.integrity.file_parts import part_ranges, read_local_members, wrong_check_sums
+from keras_modelsec.integrity.good_values import GoodValues, read_at
+from keras_modelsec.integrity.hashing import Progress
+from keras_modelsec.integrity.leaf_alignment import Alignment, align
+from keras_modelsec.integrity.model_statement import ModelStatement
+from keras_modelsec.integrity.tamper_report import ChunkDamage, FileDamage, Shift, TensorDamage
+from keras_modelsec.integrity.tensor_layout import TensorRecord
+from keras_modelsec.integrity.value_changes import ValueChanges, value_changes
+from keras_modelsec.integrity.zip_checks import Member
+
+_COMPARED_BYTES = 16 << 20  # of one part, read at once
+_Part = tuple[int, int, str]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with one file.
+
+    Attributes:
+        file: The damage in bytes.
+        tensors: The tensors that were changed.
+        undecided: The tensors of which it cannot be told.
+    """
+
+    file: FileDamage
+    tensors: tuple[TensorDamage, ...]
+    undecided: tuple[str, ...]
+
+
+def examine(
+    path: Path, name: str, statement: ModelStatement, good: GoodValues, progress: Progress = None
+) -> Findings | None:
+    """Compares the file at `path` with the signed file `name`.
+
+    Returns:
+        None if it is the signed one.
+
+    Raises:
+        SignatureError: If it becomes shorter meanwhile, or is no regular file.
+        OSError: If it cannot be read.
+    """
+    with files.open_regular(path) as file:
+        alignment = align(file, statement, name, progress)
+        if alignment.is_clean:
+            return None
+        changed = [record for record, shift in alignment.tensors if shift is None]
+        damage = _file_damage(file, path, name, statement, alignment, good, changed)
+        tensors = tuple(_tensor_damage(file, record, alignment, good) for record in changed)
+    undecided = [t.path for t in statement.tensors if t.file == name and t.offset is None]
+    return Findings(damage, tensors, tuple(undecided))
+
+
+def _tensor_damage(
+    file: BinaryIO, record: TensorRecord, alignment: Alignment, good: GoodValues
+) -> TensorDamage:
+    offset = record.offset or 0
+    place = max(0, offset + alignment.shift_before(offset))
+    left = max(0, min(record.nbytes, alignment.size - place))
+    found = "" if left == record.nbytes else f"{left} of {record.nbytes} bytes"
+    before = good.of(record)
+    changes = None
+    if before is not None and left == record.nbytes:
+        changes = value_changes(before, read_at(file, place, left), record.dtype)
+    return damaged(record, "changed", found=found, changes=changes)
+
+
+def damaged(
+    record: TensorRecord, kind: str, *, found: str = "", changes: ValueChanges | None = None
+) -> TensorDamage:
+    """The entry of a report for a signed tensor of a file."""
+    return TensorDamage(
+        path=record.path,
+        file=record.file,
+        kind=kind,
+        shape=record.shape,
+        dtype=record.dtype,
+        offset=record.offset,
+        nbytes=record.nbytes,
+        found=found,
+        changes=changes,
+    )
+
+
+def _file_damage(
+    file: BinaryIO,
+    path: Path,
+    name: str,
+    statement: ModelStatement,
+    alignment: Alignment,
+    good: GoodValues,
+    changed: Sequence[TensorRecord],
+) -> FileDamage:
+    shifts = tuple(Shift(*move) for move in alignment.moves())
+    parts, note = _parts(file, path, name, statement, good, moved=bool(shifts))
+    chunks = tuple(_chunks(alignment, changed, parts))
+    certain = _changed_parts(file, name, alignment, good, parts, chunks, moved=bool(shifts))
+    suspected = {part for chunk in chunks for part in chunk.parts} - set(certain)
+    if good.place(name) is not None and not shifts:
+        suspected = set()  # they were compared
+    return FileDamage(
+        name=name,
+        signed_size=statement.files[name].size,
+        found_size=alignment.size,
+        chunks=chunks,
+        shifts=shifts,
+        moved_tensors=tuple(record.path for record, shift in alignment.tensors if shift),
+        changed_parts=certain,
+        suspected_parts=tuple(sorted(suspected)),
+        note=note,
+    )
+
+
+def _parts(
+    file: BinaryIO,
+    path: Path,
+    name: str,
+    statement: ModelStatement,
+    good: GoodValues,
+    *,
+    moved: bool,
+) -> tuple[list[_Part], str]:
+    """What lies outside of tensors in the signed file, and what could not be told."""
+    tensors = [
+        (record.offset, record.nbytes)
+        for record in statement.tensors
+        if record.file == name and record.offset is not None
+    ]
+    members: tuple[Member, ...] = ()
+    note = ""
+    place = good.place(name)
+    if path.suffix == ".keras":
+        if place is not None:
+            with files.open_regular(place) as copy:
+                members = read_local_members(copy)
+        elif not moved:
+            members = read_local_members(file)
+        if not members and not (moved and place is None):
+            note = "The archive's headers are damaged, so its members cannot be told apart."
+    return part_ranges(path.name, statement.files[name].size, tensors, members), note
+
+
+def _chunks(
+    alignment: Alignment, changed: Sequence[TensorRecord], parts: Sequence[_Part]
+) -> list[ChunkDamage]:
+    return [
+        ChunkDamage(
+            offset,
+            length,
+            tuple(
+                record.path
+                for record in changed
+                if _overlap(offset, length, record.offset or 0, record.nbytes)
+            ),
+            _unique(p for a, b, p in parts if _overlap(offset, length, a, b - a)),
+        )
+        for offset, length in (alignment.cuts[index] for index in alignment.lost)
+    ]
+
+
+def _overlap(one: int, length: int, other: int, size: int) -> bool:
+    return one < other + size and other < one + length
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _changed_parts(
+    file: BinaryIO,
+    name: str,
+    alignment: Alignment,
+    good: GoodValues,
+    parts: Sequence[_Part],
+    chunks: Sequence[ChunkDamage],
+    *,
+    moved: bool,
+) -> tuple[str, ...]:
+    """The parts that were changed for certain."""
+    if moved:
+        return ()
+    place = good.place(name)
+    if place is not None:
+        with files.open_regular(place) as copy:
+            return _unique(
+                part
+                for start, end, part in parts
+                if any(_overlap(start, end - start, c.offset, c.length) for c in chunks)
+                and not _same(file, copy, start, end)
+            )
+    only = {chunk.parts[0] for chunk in chunks if len(chunk.parts) == 1 and not chunk.tensors}
+    named = {part for chunk in chunks for part in chunk.parts}
+    wrong = set(wrong_check_sums(file, read_local_members(file))) if named else set()
+    return tuple(sorted(only | (wrong & named)))
+
+
+def _same(one: BinaryIO, other: BinaryIO, start: int, end: int) -> bool:
+    for offset in range(start, end, _COMPARED_BYTES):
+        length = min(_COMPARED_BYTES, end - offset)
+        if read_at(one, offset, length) != read_at(other, offset, length):
+            return False
+    return True
