@@ -52,3 +52,19 @@ def test_watermark_example_reads_the_mark_from_a_stolen_model(run_example):
     assert not lines["before marking"][1]
     for what in ("marked", "trained on with the mark", "stolen, fine-tuned", "stolen, half pruned"):
         assert lines[what][1], what
+
+
+def test_industrial_example_finds_and_repairs_every_damage(run_example, tmp_path):
+    done = run_example("industrial_integrity", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("refused:   TamperedModelError") == 5
+    assert done.stdout.count("repaired:") == 5
+    located = re.findall(r"located:.*\n((?:changed '.*\n)+)", done.stdout)
+    assert len(located) == 5
+    assert located[0].startswith("changed 'layers/dense/vars/0'")
+    before, after = re.findall(r"^accuracy:  ([\d.]+)", done.stdout, re.M)
+    assert float(after) > float(before)
+    assert "refused:   RolledBackError" in done.stdout
+    assert "plaintext in the file: False" in done.stdout
+    assert "decrypted weights are the same: True" in done.stdout
