@@ -131,6 +131,9 @@ def load_verifying_key(source: PublicKeySource, argument: str = _PUBLIC) -> Veri
     if _is_public_key(source):
         return VerifyingKey(source)
     pem, origin = read_pem(source, argument)
+    if pem.lstrip()[:1] == b"{":
+        remedy = "Load a trust store with keras_modelsec.TrustStore.load(path, root_keys)."
+        _refuse(argument, "PEM public keys", origin, "JSON", remedy)
     label = _key_label(pem, argument, origin)
     if label.endswith("PRIVATE KEY"):
         remedy = "Pass the public key: who only verifies must not hold the private one."

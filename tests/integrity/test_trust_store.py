@@ -530,6 +530,11 @@ def test_writers_in_parallel_lose_no_entry(tmp_path):
     assert {entry.key.pem for entry in store.keys.values()} == set(pems)
 
 
+def test_path_of_a_store_in_place_of_a_key_says_what_to_do(saved):
+    with pytest.raises(KeyFormatError, match=r"JSON in .*trust\.json.*TrustStore\.load"):
+        load_trust(saved.path)
+
+
 # The format
 
 
