@@ -166,6 +166,9 @@ class ModelStatement:
         if len(set(keys)) != len(keys):
             strict.refuse("`tensors`", "name each tensor once", len(keys) - len(set(keys)))
         for name, record in self.files.items():
+            fewest = -(-record.size // hashing.LEAF_BYTES) * hashing.DIGEST_BYTES
+            if len(record.leaves) < fewest:  # before a claimed size is cut into leaves in memory
+                strict.refuse("`leaves`", f"have {fewest} bytes or more", len(record.leaves))
             expected = len(self.cuts(name)) * hashing.DIGEST_BYTES
             if len(record.leaves) != expected:
                 strict.refuse("`leaves`", f"have {expected} bytes", len(record.leaves))
