@@ -1,4 +1,4 @@
-"""The repair matrix: kind of damage by amount, and the share of trials restored to the signed bytes.
+"""The repair matrix: kind of damage by amount, and the share of trials that were restored.
 
 Prints JSON; with --table a Markdown table. Every trial damages a copy of one protected file at
 random places. A trial that is not restored must be refused with the file as it was; anything else

@@ -96,9 +96,10 @@ def encode(
     with ThreadPoolExecutor(_HASHERS) as pool:
         waiting: list[Future[None]] = []
         step = slice_length(geometry) if column else 1
+        buffer = bytearray(geometry.data * min(step, column))
         for start in range(0, column, step):
             length = min(step, column - start)
-            columns = _gather(stream, geometry, start, length)
+            columns = _gather(stream, geometry, start, length, buffer)
             while waiting:  # in the order of the bytes, and no more than one piece ahead
                 waiting.pop().result()
             for part in range(_HASHERS):
@@ -116,14 +117,19 @@ def encode(
     return data.to_bytes(), parity.to_bytes()
 
 
-def _gather(stream: ByteStream, geometry: Geometry, start: int, length: int) -> bytes:
-    """The same piece of every column, one after another."""
+def _gather(
+    stream: ByteStream, geometry: Geometry, start: int, length: int, buffer: bytearray
+) -> bytes:
+    """The same piece of every column, one after another; `buffer` is used again and again."""
     column = geometry.stripes * geometry.block_size
-    data = bytearray(geometry.data * length)
-    view = memoryview(data)
+    view = memoryview(buffer)[: geometry.data * length]
     for index in range(geometry.data):
-        stream.read_into(view[index * length : (index + 1) * length], index * column + start)
-    return bytes(data)
+        place = index * column + start
+        piece = view[index * length : (index + 1) * length]
+        if place + length > geometry.total:
+            piece[:] = bytes(length)
+        stream.read_into(piece, place)
+    return bytes(view)
 
 
 def _feed_columns(
