@@ -186,6 +186,8 @@ def test_argon2id_wrapping_hides_the_key_and_notices_every_altered_byte(tmp_path
         lambda pem: pem.replace(b"-----END MODELSEC ", b"-----END "),
         lambda pem: pem.replace(b"KEY-----\n", b"KEY-----\n\n-----END", 1),
         lambda pem: pem + pem,
+        lambda pem: b"note\n" + pem,
+        lambda pem: pem + b"note\n",
         lambda pem: (
             b"-----BEGIN MODELSEC ENCRYPTED PRIVATE KEY-----\n"
             b"-----END MODELSEC ENCRYPTED PRIVATE KEY-----\n"
