@@ -15,6 +15,7 @@ from typing import Any
 from keras_modelsec import __version__
 from keras_modelsec.cli import (
     encryption_commands,
+    inspection_commands,
     keys_command,
     repair_commands,
     signature_commands,
@@ -28,6 +29,9 @@ _COMMANDS: tuple[Callable[[Any], argparse.ArgumentParser], ...] = (
     keys_command.add_keygen,
     signature_commands.add_sign,
     signature_commands.add_verify,
+    inspection_commands.add_inspect,
+    inspection_commands.add_diff,
+    inspection_commands.add_locate,
     trust_command.add_trust,
     repair_commands.add_protect,
     repair_commands.add_repair,
