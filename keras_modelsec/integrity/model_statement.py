@@ -229,12 +229,14 @@ def _read_files(value: Any) -> dict[str, FileRecord]:
         if name != SINGLE_FILE:
             check_file_name(name)
         strict.check_equal(entry["leaf_size"], "`leaf_size`", hashing.LEAF_BYTES)
-        fingerprint = entry.get("fingerprint")
+        fingerprint = None
+        if "fingerprint" in entry:
+            fingerprint = strict.check_sha256(entry["fingerprint"], "A file's `fingerprint`")
         result[name] = FileRecord(
             _check_integer(entry["size"], "A file's `size`"),
             strict.check_sha256(entry["sha256"], "A file's `sha256`"),
             strict.decode_base64(entry["leaves"], "`leaves`"),
-            fingerprint and strict.check_sha256(fingerprint, "A file's `fingerprint`"),
+            fingerprint,
         )
     if not result or (SINGLE_FILE in result and len(result) > 1):
         strict.refuse("`files`", "hold '.' alone, or names of at least one file", sorted(result))

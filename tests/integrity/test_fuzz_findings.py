@@ -1,8 +1,12 @@
-"""Inputs found by coverage-guided fuzzing (`make fuzz`): each once raised no named error."""
+"""Inputs found by coverage-guided fuzzing (`make fuzz`): each was once not refused by name."""
+
+import json
 
 import pytest
 
-from keras_modelsec.integrity import KeyFormatError, TrustedRoots, load_signing_key
+from keras_modelsec.integrity import KeyFormatError, SignatureError, TrustedRoots, load_signing_key
+from keras_modelsec.integrity.model_statement import ModelStatement, read_statement
+from keras_modelsec.integrity.trust import load_trust
 
 
 def pem(label, body):
@@ -28,3 +32,12 @@ def test_root_certificate_whose_name_cannot_be_read_is_a_key_format_error():
     )
     with pytest.raises(KeyFormatError, match="does not decode"):
         TrustedRoots(pem("CERTIFICATE", body))
+
+
+@pytest.mark.parametrize("empty", [None, "", [], {}, 0, False])
+def test_fingerprint_that_is_there_must_be_one(stated_file, public, empty):
+    said = read_statement(stated_file.signature, load_trust(public))
+    value = json.loads(said.to_bytes())
+    value["predicate"]["files"][0]["fingerprint"] = empty
+    with pytest.raises(SignatureError, match="`fingerprint` must be 64 lower-case hex"):
+        ModelStatement.from_bytes(json.dumps(value).encode())
