@@ -53,18 +53,20 @@ def _from_archive(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             metadata = _member(archive, "metadata.json")
             config = _member(archive, "config.json")
-    except (zipfile.BadZipFile, ValueError, OSError, KeyError, NotImplementedError):
-        return {}  # no Keras archive: then there is nothing to say about it
-    facts: dict[str, Any] = {
-        "model": {
-            "class_name": config.get("class_name"),
-            "name": (config.get("config") or {}).get("name"),
-            "keras_version": metadata.get("keras_version"),
-            "date_saved": metadata.get("date_saved"),
+        inner = config.get("config")
+        facts: dict[str, Any] = {
+            "model": {
+                "class_name": config.get("class_name"),
+                "name": inner.get("name") if isinstance(inner, dict) else None,
+                "keras_version": metadata.get("keras_version"),
+                "date_saved": metadata.get("date_saved"),
+            }
         }
-    }
-    compiled = config.get("compile_config")
-    return facts | ({"compile": _finite(compiled)} if compiled else {})
+        compiled = config.get("compile_config")
+        found: dict[str, Any] = _finite(facts | ({"compile": compiled} if compiled else {}))
+        return found
+    except Exception:  # whatever zipfile and json raise for what is no Keras archive: then there
+        return {}  # is nothing to say about it, and it can be signed all the same
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
@@ -76,7 +78,10 @@ def _member(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with NaN and infinities, which strict JSON has no form for, as text."""
+    """`value` with NaN and infinities, which strict JSON has no form for, as text.
+
+    Raises RecursionError if it is nested too deep.
+    """
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list):
