@@ -20,6 +20,10 @@ from keras_modelsec.integrity.tensor_layout import TensorRecord
 from keras_modelsec.integrity.value_changes import ValueChanges, value_changes
 from keras_modelsec.integrity.zip_checks import Member
 
+_SAVED_AGAIN = (
+    "Most of it is other bytes: it may be another model, or have been saved again. `modelsec diff` "
+    "compares two files by the names of tensors."
+)
 _COMPARED_BYTES = 16 << 20  # of one part, read at once
 _Part = tuple[int, int, str]
 
@@ -105,6 +109,8 @@ def _file_damage(
     shifts = tuple(Shift(*move) for move in alignment.moves())
     parts, note = _parts(file, path, name, statement, good, moved=bool(shifts))
     chunks = tuple(_chunks(alignment, changed, parts))
+    if len(chunks) > 1 and 2 * len(chunks) > len(alignment.cuts):
+        note = " ".join([note, _SAVED_AGAIN]).strip()
     certain = _changed_parts(file, name, alignment, good, parts, chunks, moved=bool(shifts))
     suspected = {part for chunk in chunks for part in chunk.parts} - set(certain)
     if good.place(name) is not None and not shifts:

@@ -188,10 +188,10 @@ class TamperReport:
         result: dict[str, Any] = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self)
         }
-        result["tensors"] = [_tensor_entry(tensor) for tensor in self.tensors]
+        result["tensors"] = [tensor_entry(tensor) for tensor in self.tensors]
         result["files"] = [dataclasses.asdict(file) for file in self.files]
         result["is_clean"] = self.is_clean
-        return _plain(result)
+        return plain(result)
 
     def __str__(self) -> str:
         lines = [f"{self.subject!r}: {self._verdict()}"]
@@ -251,12 +251,14 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:_LISTED]) + _more(names, _LISTED)
 
 
-def _tensor_entry(tensor: TensorDamage) -> dict[str, Any]:
+def tensor_entry(tensor: TensorDamage) -> dict[str, Any]:
+    """A tensor's fields for JSON."""
     changes = tensor.changes.to_dict() if tensor.changes else None
     return {**dataclasses.asdict(tensor), "changes": changes}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` with lists for tuples and dicts for mappings, for JSON."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
