@@ -44,10 +44,16 @@ class ByteStream:
         return data
 
     def read_into(self, view: memoryview, offset: int) -> None:
-        """Fills `view`, which must hold zeros, with the bytes from `offset` on."""
+        """Fills `view` with the bytes from `offset` on, and zeros where there are none."""
+        end = offset
         for path, start, low, high in self._overlaps(offset, offset + len(view)):
-            if path is not None:
-                self._read_part(path, low - start, view[low - offset : high - offset])
+            part, end = view[low - offset : high - offset], high
+            if path is None:
+                part[:] = bytes(len(part))
+            else:
+                self._read_part(path, low - start, part)
+        rest = view[end - offset :]
+        rest[:] = bytes(len(rest))
 
     def _overlaps(self, begin: int, end: int) -> Iterator[tuple[Path | None, int, int, int]]:
         index = max(0, bisect.bisect_right(self._starts, begin) - 1)
@@ -66,6 +72,7 @@ class ByteStream:
         while done < len(view):
             count = file.readinto(view[done:])  # type: ignore[attr-defined]
             if not count:
+                view[done:] = bytes(len(view) - done)
                 return
             done += count
 

@@ -126,8 +126,6 @@ def _gather(
     for index in range(geometry.data):
         place = index * column + start
         piece = view[index * length : (index + 1) * length]
-        if place + length > geometry.total:
-            piece[:] = bytes(length)
         stream.read_into(piece, place)
     return bytes(view)
 

@@ -84,6 +84,7 @@ class Restorer:
         self._parity = parity
         self._parity_places = parity_places
         self._found: ByteStream | None = None
+        self._buffer = bytearray()
         self.sources = np.full(len(digests), -1, np.int64)  # position in the model's own bytes
         self.moved = np.full(len(digests), -1, np.int64)  # or position in `_found`
         self.sources[good] = np.flatnonzero(good) * geometry.block_size
@@ -148,10 +149,33 @@ class Restorer:
         if not lost:
             return
         code = ErasureCode(self.geometry.data, self.geometry.parity)
-        for first, count, columns, rows in self._groups(lost):
-            pieces = self._decode_group(code, first, count, columns, rows)
-            for column, piece in zip(columns, pieces, strict=True):
-                yield from self._checked(column * self.geometry.stripes + first, piece)
+        groups = list(self._groups(lost))
+        with ThreadPoolExecutor(1) as pool:  # reads ahead; nobody else uses the streams meanwhile
+            gathered = self._read_ahead(pool, groups)
+            for first, count, columns, rows in groups:
+                pieces = self._decode_group(code, gathered, first, count, columns, rows)
+                for column, piece in zip(columns, pieces, strict=True):
+                    yield from self._checked(column * self.geometry.stripes + first, piece)
+
+    def _slices(self, count: int) -> list[tuple[int, int]]:
+        """Start and length of what is decoded at a time of `count` blocks of each column."""
+        whole = count * self.geometry.block_size
+        step = min(whole, slice_length(self.geometry))
+        return [(start, min(step, whole - start)) for start in range(0, whole, step)]
+
+    def _read_ahead(
+        self, pool: ThreadPoolExecutor, groups: Sequence[tuple[int, int, list[int], list[int]]]
+    ) -> Iterator[bytes]:
+        """The gathered columns of every slice of every group, read while the last is decoded."""
+        waiting = None
+        for first, count, _, _ in groups:
+            for start, length in self._slices(count):
+                following = pool.submit(self._gather, first, start, length)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
     def _groups(
         self, lost: Mapping[int, list[int]]
@@ -179,7 +203,13 @@ class Restorer:
         return [row for row in rows if row * stripes + stripe in self._parity_places]
 
     def _decode_group(
-        self, code: ErasureCode, first: int, count: int, columns: list[int], rows: list[int]
+        self,
+        code: ErasureCode,
+        gathered: Iterator[bytes],
+        first: int,
+        count: int,
+        columns: list[int],
+        rows: list[int],
     ) -> list[np.ndarray]:
         geometry = self.geometry
         whole = count * geometry.block_size
@@ -191,10 +221,8 @@ class Restorer:
             for row in rows
         }
         result = [np.empty(whole, np.uint8) for _ in columns]
-        step = min(whole, slice_length(geometry))
-        for start in range(0, whole, step):
-            length = min(step, whole - start)
-            data = self._gather(first, start, length)
+        for start, length in self._slices(count):
+            data = next(gathered)
             part = {row: memoryview(parity[row])[start : start + length] for row in rows}
             for target, piece in zip(result, code.restore(data, columns, part), strict=True):
                 target[start : start + length] = piece
@@ -203,12 +231,13 @@ class Restorer:
     def _gather(self, first: int, start: int, length: int) -> bytes:
         """A piece of every column from stripe `first` on; lost blocks are zeros."""
         geometry = self.geometry
-        data = bytearray(geometry.data * length)
-        view = memoryview(data)
+        if len(self._buffer) < geometry.data * length:
+            self._buffer = bytearray(geometry.data * length)  # allocated once, not for each piece
+        view = memoryview(self._buffer)[: geometry.data * length]
         for column in range(geometry.data):
             place = (column * geometry.stripes + first) * geometry.block_size + start
             self._gather_run(place, view[column * length : (column + 1) * length])
-        return bytes(data)
+        return bytes(view)
 
     def _gather_run(self, place: int, view: memoryview) -> None:
         size = self.geometry.block_size
@@ -218,6 +247,7 @@ class Restorer:
         if len(run) and np.array_equal(run, np.arange(first, last) * size):
             self._in_place.read_into(view, place)
             return
+        view[:] = bytes(len(view))
         for index in range(first, last):
             low = max(place, index * size)
             high = min(place + len(view), (index + 1) * size)

@@ -506,3 +506,20 @@ def test_table_of_digests_survives_damage_to_the_same_page_of_both_copies(model,
     assert (report.damaged_parity, report.parity_rewritten) == (2, True)
     assert parity.read_bytes() == good
     assert_whole(model, public)
+
+
+def test_missing_file_of_zeros_beside_lost_blocks_comes_back(tmp_path, key, public):
+    """Its blocks look good where nothing is read; they must not be what was read before."""
+    path = tmp_path / "model.bin"
+    path.mkdir()
+    (path / "a").write_bytes(GOOD)
+    (path / "b").write_bytes(bytes(20 * BLOCK))
+    (path / "c").write_bytes(GOOD[:300_000])
+    good = contents(path)
+    sign(path, key)
+    protect(path, key, redundancy=0.1)
+    (path / "b").unlink()
+    (path / "a").write_bytes(flipped(GOOD, range(0, 400_000, 40_000)))
+    repair(path, public)
+    assert contents(path) == good
+    verify(path, public)
