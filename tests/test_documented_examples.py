@@ -144,6 +144,7 @@ PREPARATIONS = {
     "RobustnessMonitor": _compile,
     "PrivacyBudget": _private,
     "SignOnSave": lambda names: (_compile(names), _keys(names)),
+    "SignedBackupAndRestore": lambda names: (_compile(names), _keys(names)),
     "load_verified_model": lambda names: _signed(names, "checkpoints/10.keras"),
     "load_verified_weights": lambda names: _signed(names, "best.weights.h5"),
     "sign": _keys,
@@ -186,3 +187,18 @@ def test_readme_example_runs_to_its_last_line(names):
     exec(compile(example, "<README>", "exec"), names)
     assert isinstance(names["model"], ms.SecureModel)
     ms.verify("checkpoints/10.keras", "owner.pub")
+
+
+def test_readme_example_of_a_model_on_disk_and_in_memory_runs(names, capsys):
+    _keys(names)
+    ms.generate_keys("quantum.pem", algorithm="ml-dsa-65")
+    ms.generate_keys("root.pem")
+    ms.integrity.generate_encryption_keys("customer.key")
+    store = ms.TrustStore()
+    store.add("owner.pub")
+    store.set_lowest_version("model.keras", 7)
+    store.save("trust.json", "root.pem")
+    names["model"].save("model.keras")
+    example = next(block for block in _blocks(README.read_text()) if "ms.protect" in block)
+    exec(compile(example, "<README>", "exec"), names)
+    assert "nothing changed since it was signed" in capsys.readouterr().out
