@@ -523,3 +523,18 @@ def test_missing_file_of_zeros_beside_lost_blocks_comes_back(tmp_path, key, publ
     repair(path, public)
     assert contents(path) == good
     verify(path, public)
+
+
+@pytest.mark.parametrize("damage_name", ["burst", "one byte inserted"])
+def test_model_saved_anew_meanwhile_is_never_overwritten(model, public, damage_name):
+    model.write_bytes(RESTORABLE[damage_name])
+    newer = flipped(RESTORABLE[damage_name], [GOOD.index(GOOD[900_000:900_020])])
+
+    def save_anew(done, total):
+        model.with_name("new").write_bytes(newer)
+        os.replace(model.with_name("new"), model)
+
+    with pytest.raises(SignatureError, match="must not change while it is repaired"):
+        repair(model, public, progress=save_anew)
+    assert model.read_bytes() == newer
+    assert sorted(os.listdir(model.parent)) == ["model.bin", *COMPANIONS]
