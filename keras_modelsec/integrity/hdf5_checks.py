@@ -6,6 +6,7 @@ filter plugins, refer to itself. All of that is refused before a value is read.
 """
 
 import math
+import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
@@ -20,6 +21,7 @@ _MAX_DEPTH = 256
 _MAX_TEXT_BYTES = 64 << 20
 _MAX_READ_BYTES = 1 << 30  # of one attribute
 _HEAP = b"GCOL"
+_HEAP_ENTRY = struct.Struct("<H6xQ")  # index (0: free room), references, length
 _BLOCK = 1 << 20
 _CONFIGURATIONS = ("model_config", "training_config")
 
@@ -61,6 +63,7 @@ class _Walk:
         self._size = file.seek(0, 2)
         self._ranges: list[tuple[int, int]] = []  # of tensors in the file: offset, length
         self._texts_left = self._size + _MAX_TEXT_BYTES
+        self._heaps_checked = False
         self._lists = 0  # the most texts that one attribute has
         self._left = dict.fromkeys(("objects", "attributes", "heap entries"), _MAX_OBJECTS)
 
@@ -133,6 +136,7 @@ class _Walk:
             if kind.committed() or kind.get_class() not in (*_NUMBERS, h5t.STRING):
                 _refuse("have attributes of numbers and texts only", name)
             if isinstance(kind, h5t.TypeStringID) and kind.is_variable_str():
+                self._check_heaps()
                 self._check_texts(name, item, attribute)
 
     def _check_texts(self, name: str, item: Any, attribute: Any) -> None:
@@ -146,12 +150,28 @@ class _Walk:
             if self._texts_left < 0:
                 _refuse("have texts that stay as long as they are stored", name)
 
+    def _check_heaps(self) -> None:
+        """Refuses heaps over which the HDF5 library (1.14.6) would loop for ever, once.
+
+        It steps from entry to entry by lengths it does not check: a free one of no length, or a
+        text whose length wraps around, keeps it where it is.
+        """
+        if self._heaps_checked:
+            return
+        self._heaps_checked = True
+        for heap in self._heaps():
+            self._count("heap entries")
+            for length, is_free in self._heap_entries(heap):
+                if length < _HEAP_ENTRY.size if is_free else length >= 1 << 63:
+                    _refuse("have heaps whose entries follow one another", f"one at {heap}")
+
     def _largest_text(self) -> int:
         """The length of the longest entry in the file's heaps, where texts are."""
         longest = 0
         for heap in self._heaps():
             self._count("heap entries")
-            longest = max(longest, *self._heap_entries(heap), 0)
+            texts = [length for length, is_free in self._heap_entries(heap) if not is_free]
+            longest = max(longest, *texts, 0)
         return longest
 
     def _heaps(self) -> Iterator[int]:
@@ -168,20 +188,19 @@ class _Walk:
             position += len(block)
             tail = data[-len(_HEAP) + 1 :]
 
-    def _heap_entries(self, heap: int) -> Iterator[int]:
-        """The lengths of the entries of the collection at `heap`."""
+    def _heap_entries(self, heap: int) -> Iterator[tuple[int, bool]]:
+        """The lengths of the entries of the collection at `heap`, and whether they are free room."""
         self._file.seek(heap + 8)
         end = min(self._size, heap + int.from_bytes(self._file.read(8), "little"))
-        at = heap + 16
-        while at + 16 <= end:
+        at = heap + _HEAP_ENTRY.size
+        while at + _HEAP_ENTRY.size <= end:
             self._file.seek(at)
-            header = self._file.read(16)
-            length = int.from_bytes(header[8:16], "little")
-            if not int.from_bytes(header[:2], "little"):  # what is free
+            index, length = _HEAP_ENTRY.unpack(self._file.read(_HEAP_ENTRY.size))
+            yield length, not index
+            if not index:  # the rest of the collection
                 return
             self._count("heap entries")
-            yield length
-            at += 16 + -(-length // 8) * 8
+            at += _HEAP_ENTRY.size + -(-length // 8) * 8
 
     def _read_configurations(self) -> dict[str, str]:
         texts = {}

@@ -1,6 +1,8 @@
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import time
 
 import h5py
@@ -201,6 +203,38 @@ def test_many_objects_are_refused_in_time(monkeypatch):
         file["a"] = heaps
 
     refused(written(write), "50 heap entries", legacy=True)
+
+
+HANGS = """
+import io, sys
+from keras_modelsec.integrity import UnsafeModelError
+from keras_modelsec.integrity.hdf5_checks import check_hdf5
+try:
+    check_hdf5(io.BytesIO(sys.stdin.buffer.read()), legacy=True)
+except UnsafeModelError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["model_config", "backend"])
+@pytest.mark.parametrize(
+    "entry", [(0, 0), (0, 8), (2, (1 << 64) - 16), (2, (1 << 64) - 23)], ids=str
+)
+def test_heap_over_which_the_library_loops_for_ever_is_refused(name, entry):
+    """In a process of its own: the library's loop heeds no signal."""
+
+    def write(file):
+        file["a"] = np.ones(3)
+        file["a"].attrs["dtype"] = "float64"
+        file.attrs[name] = "x" * 40
+
+    data = bytearray(written(write))
+    heap = data.index(b"GCOL")
+    at = heap + 16 + 16 + 8  # behind the first text: "float64" in 8 bytes
+    struct.pack_into("<H6xQ", data, at, *entry)
+    command = [sys.executable, "-c", HANGS]
+    done = subprocess.run(command, input=bytes(data), capture_output=True, timeout=60)
+    assert b"entries follow one another" in done.stdout, done
 
 
 def test_configuration_that_is_no_text_is_refused():
