@@ -53,10 +53,22 @@ def check_hdf5(file: BinaryIO, *, legacy: bool = False) -> dict[str, str]:
         _refuse("be readable as HDF5", f"{type(error).__name__}: {error}")
 
 
+def check_heaps(file: BinaryIO) -> None:
+    """Refuses an HDF5 file over whose texts the HDF5 library would loop for ever.
+
+    Args:
+        file: A seekable file open for reading.
+
+    Raises:
+        UnsafeModelError: If a heap of it is damaged so. What else it is does not matter.
+    """
+    _Walk(None, file, False).check_heaps()
+
+
 class _Walk:
     """One visit to all objects of a file."""
 
-    def __init__(self, opened: h5py.File, file: BinaryIO, legacy: bool):
+    def __init__(self, opened: Any, file: BinaryIO, legacy: bool):
         self._opened = opened
         self._file = file
         self._legacy = legacy
@@ -136,7 +148,7 @@ class _Walk:
             if kind.committed() or kind.get_class() not in (*_NUMBERS, h5t.STRING):
                 _refuse("have attributes of numbers and texts only", name)
             if isinstance(kind, h5t.TypeStringID) and kind.is_variable_str():
-                self._check_heaps()
+                self.check_heaps()
                 self._check_texts(name, item, attribute)
 
     def _check_texts(self, name: str, item: Any, attribute: Any) -> None:
@@ -150,7 +162,7 @@ class _Walk:
             if self._texts_left < 0:
                 _refuse("have texts that stay as long as they are stored", name)
 
-    def _check_heaps(self) -> None:
+    def check_heaps(self) -> None:
         """Refuses heaps over which the HDF5 library (1.14.6) would loop for ever, once.
 
         It steps from entry to entry by lengths it does not check: a free one of no length, or a
@@ -189,7 +201,7 @@ class _Walk:
             tail = data[-len(_HEAP) + 1 :]
 
     def _heap_entries(self, heap: int) -> Iterator[tuple[int, bool]]:
-        """The lengths of the entries of the collection at `heap`, and whether they are free room."""
+        """The lengths of the entries of the collection at `heap`, and whether each is free room."""
         self._file.seek(heap + 8)
         end = min(self._size, heap + int.from_bytes(self._file.read(8), "little"))
         at = heap + _HEAP_ENTRY.size

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_modelsec.integrity import strict_json as strict
+from keras_modelsec.integrity.dsse import MAX_ENVELOPE_BYTES
 from keras_modelsec.integrity.manifest import SINGLE_FILE, Manifest, check_file_name
 from keras_modelsec.integrity.parity_geometry import Geometry
 from keras_modelsec.integrity.resynchronising import SignedBlocks
@@ -26,6 +27,7 @@ CODE = "rs-cauchy-gf256-11d"
 PAGE_BYTES = 4096
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _LARGEST = 1 << 53
+_MOST_RECORD_BYTES = MAX_ENVELOPE_BYTES + PAGE_BYTES
 _ENTRY = np.dtype([("digest", "V32"), ("head", "<u8"), ("checksum", "<u4")])
 ENTRY_BYTES = _ENTRY.itemsize
 
@@ -217,8 +219,9 @@ def _read_predicate(value: Any) -> ParityStatement:
     )
     pages = -(-result.annex_bytes // PAGE_BYTES)
     strict.check_equal(len(result.pages), "The length of `pages`", pages * ENTRY_BYTES)
-    if result.record_bytes % PAGE_BYTES:
-        strict.refuse("`record_bytes`", f"be a multiple of {PAGE_BYTES}", result.record_bytes)
+    if result.record_bytes % PAGE_BYTES or result.record_bytes > _MOST_RECORD_BYTES:
+        rule = f"be a multiple of {PAGE_BYTES} and at most {_MOST_RECORD_BYTES}"
+        strict.refuse("`record_bytes`", rule, result.record_bytes)
     return result
 
 

@@ -85,10 +85,17 @@ def _read_hdf5(file: Any, start: int | None) -> tuple[TensorRecord, ...]:
     """The tensors of an HDF5 file that begins at `start` of the signed one, or nowhere in it."""
     import h5py
 
+    from keras_modelsec.integrity.hdf5_checks import check_heaps
+
     found: dict[str, TensorRecord] = {}
+    checked = False
 
     def visit(name: str, item: Any) -> None:
+        nonlocal checked
         if isinstance(item, h5py.Dataset) and len(found) < _MAX_TENSORS:
+            if not checked and ("dtype" in item.attrs or item.dtype.kind == "O"):
+                check_heaps(file)  # before a text is read
+                checked = True
             found[name] = _record(name, item, start)
 
     with h5py.File(file, "r") as opened:

@@ -1,11 +1,19 @@
-"""Inputs found by coverage-guided fuzzing (`make fuzz`): each was once not refused by name."""
+"""Inputs found by fuzzing and random damage (`make fuzz torture`): each was once not refused by name."""
 
 import json
 
 import pytest
 
-from keras_modelsec.integrity import KeyFormatError, SignatureError, TrustedRoots, load_signing_key
+from keras_modelsec.integrity import (
+    KeyFormatError,
+    SignatureError,
+    TrustedRoots,
+    load_signing_key,
+    protect,
+)
 from keras_modelsec.integrity.model_statement import ModelStatement, read_statement
+from keras_modelsec.integrity.parity_file import ParityFile
+from keras_modelsec.integrity.parity_statement import ParityStatement
 from keras_modelsec.integrity.trust import load_trust
 
 
@@ -41,3 +49,12 @@ def test_fingerprint_that_is_there_must_be_one(stated_file, public, empty):
     value["predicate"]["files"][0]["fingerprint"] = empty
     with pytest.raises(SignatureError, match="`fingerprint` must be 64 lower-case hex"):
         ModelStatement.from_bytes(json.dumps(value).encode())
+
+
+def test_parity_with_a_record_of_gigabytes_is_refused_before_it_is_made_room_for(stated_file, key):
+    parity = ParityFile(protect(stated_file.path, key), load_trust(key.verifying_key))
+    parity.close()
+    value = json.loads(parity.statement.to_bytes())
+    value["predicate"]["record_bytes"] = 1 << 32
+    with pytest.raises(SignatureError, match="`record_bytes` must be a multiple of 4096 and at"):
+        ParityStatement.from_bytes(json.dumps(value).encode())

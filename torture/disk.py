@@ -1,0 +1,474 @@
+"""Disks that are full, folders that are read-only, and two writers at once, for all that writes.
+
+    python -m torture.disk [--sample] [--json]
+
+Each operation is met by: a full disk (a limit on the size of files, which fails in the middle of a
+write; and, where this process may mount one, a file system of some KiB that is really full), a
+folder that cannot be written to (as a user who is not root), and another process doing the same.
+It must fail with an OSError (or do its work), leave the old files whole, and leave nothing behind.
+"""
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from keras_modelsec.integrity import (
+    ConcurrentChangeError,
+    SignatureError,
+    TrustStore,
+    decrypt_file,
+    encrypt_file,
+    generate_encryption_keys,
+    generate_keys,
+    protect,
+    repair,
+    sign,
+    verify,
+)
+from torture import material, runner
+
+KEY = bytes(range(32))
+SIZE = 300_000
+NOBODY = 65534
+
+
+def model_in(folder, name="model.bin"):
+    path = folder / name
+    path.write_bytes(material.random_bytes(SIZE))
+    return path
+
+
+class Operation:
+    """Something that writes; `prepare` makes what was there before, `check` is what must hold."""
+
+    errors = OSError
+
+    def prepare(self, folder):
+        self.model = model_in(folder)
+        sign(self.model, material.OWNER)
+
+    def run(self, folder):
+        raise NotImplementedError
+
+    def check(self, folder):
+        """What must hold whether the operation succeeded or not."""
+        verify(self.model, material.OWNER.verifying_key)
+
+    def check_done(self, folder):
+        """What must hold too if it succeeded."""
+
+
+class Sign(Operation):
+    def run(self, folder):
+        sign(self.model, material.OWNER, provenance={"note": "x" * 20_000})
+
+
+class SaveSigned(Operation):
+    """What SignOnSave does, with bytes in place of a model."""
+
+    def run(self, folder):
+        from keras_modelsec.integrity.signed_saving import save_signed
+
+        data = material.random_bytes(SIZE, 1)
+        save_signed(lambda path: Path(path).write_bytes(data), self.model, [material.OWNER])
+
+
+class SaveSignedFolder(Operation):
+    def prepare(self, folder):
+        self.model = folder / "served"
+        self.write(self.model, 0)
+        sign(self.model, material.OWNER)
+
+    def write(self, place, seed):
+        for name, data in material.folder_files(seed).items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(data)
+
+    def run(self, folder):
+        from keras_modelsec.integrity.signed_saving import save_signed
+
+        save_signed(lambda path: self.write(Path(path), 7), self.model, [material.OWNER])
+
+
+class Protect(Operation):
+    def run(self, folder):
+        protect(self.model, material.OWNER, redundancy=0.2)
+
+    def check_done(self, folder):
+        repair(self.model, material.OWNER.verifying_key)
+
+
+class Repair(Operation):
+    """Bytes inserted, so that the file is written anew."""
+
+    errors = (OSError, SignatureError)
+    insert = True
+
+    def prepare(self, folder):
+        super().prepare(folder)
+        protect(self.model, material.OWNER, redundancy=0.2)
+        good = self.model.read_bytes()
+        middle = b"x" if self.insert else b""
+        cut = 1000 if self.insert else 1100
+        self.model.write_bytes(good[:1000] + middle + b"y" * (cut - 1000) + good[cut:])
+        self.damaged, self.good = self.model.read_bytes(), good
+
+    def run(self, folder):
+        repair(self.model, material.OWNER.verifying_key)
+
+    def check(self, folder):
+        """Repairable still, whatever happened."""
+        if self.model.read_bytes() not in (self.damaged, self.good):
+            raise AssertionError("the model is neither as it was nor repaired")
+
+    def check_done(self, folder):
+        verify(self.model, material.OWNER.verifying_key)
+
+
+class RepairInPlace(Repair):
+    insert = False
+
+
+class Encrypt(Operation):
+    def prepare(self, folder):
+        super().prepare(folder)
+        encrypt_file(self.model, KEY, folder / "old.enc")
+
+    def run(self, folder):
+        encrypt_file(self.model, KEY, folder / "old.enc", overwrite=True)
+
+    def check(self, folder):
+        super().check(folder)
+        with tempfile.TemporaryDirectory() as elsewhere:
+            plain = decrypt_file(folder / "old.enc", KEY, Path(elsewhere) / "plain")
+            if plain.read_bytes() != material.random_bytes(SIZE):
+                raise AssertionError("the encrypted file that was there is lost")
+
+
+class Decrypt(Operation):
+    def prepare(self, folder):
+        super().prepare(folder)
+        encrypt_file(self.model, KEY, folder / "model.enc")
+        (folder / "plain").write_bytes(b"old")
+
+    def run(self, folder):
+        decrypt_file(folder / "model.enc", KEY, folder / "plain", overwrite=True)
+
+    def check(self, folder):
+        super().check(folder)
+        if (folder / "plain").read_bytes() not in (b"old", material.random_bytes(SIZE)):
+            raise AssertionError("half a plaintext was released")
+
+
+class StoreSave(Operation):
+    errors = (OSError, ConcurrentChangeError)
+
+    def prepare(self, folder):
+        self.path = folder / "trust.json"
+        self.store = TrustStore()
+        self.store.add(material.OWNER.verifying_key)
+        self.store.save(self.path, material.ROOT)
+
+    def run(self, folder):
+        store = TrustStore.load(self.path, material.ROOT.verifying_key)
+        store.add(material.ATTACKER.verifying_key, comment="x" * 200_000)
+        store.save(self.path, material.ROOT)
+
+    def check(self, folder):
+        TrustStore.load(self.path, material.ROOT.verifying_key)
+
+
+class NewKeys(Operation):
+    """Half a pair is never left."""
+
+    def prepare(self, folder):
+        pass
+
+    def run(self, folder):
+        generate_keys(folder / "new.pem")
+
+    def check(self, folder):
+        found = {path.name for path in folder.iterdir()}
+        if found not in (set(), {"new.pem", "new.pub"}):
+            raise AssertionError(f"half a pair: {sorted(found)}")
+
+
+class NewEncryptionKeys(NewKeys):
+    def run(self, folder):
+        generate_encryption_keys(folder / "new.pem")
+
+
+OPERATIONS = (
+    Sign,
+    SaveSigned,
+    SaveSignedFolder,
+    Protect,
+    Repair,
+    RepairInPlace,
+    Encrypt,
+    Decrypt,
+    StoreSave,
+    NewKeys,
+    NewEncryptionKeys,
+)
+
+
+def names(folder):
+    """All names below a folder; the lock of a trust store stays by design."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    return {name for name in found if not name.endswith(".lock")}
+
+
+def attempt(operation, folder):
+    """Runs it, and returns the verdict; raises if what must hold does not."""
+    before = names(folder)
+    try:
+        operation.run(folder)
+    except operation.errors as error:
+        verdict = f"refused: {type(error).__name__}"
+    else:
+        verdict = "done"
+    litter = names(folder) - before
+    if verdict != "done" and litter:
+        raise AssertionError(f"litter after {verdict}: {sorted(litter)}")
+    return verdict
+
+
+@contextlib.contextmanager
+def file_size_limit(limit):
+    """Writes beyond `limit` bytes of a file fail with EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@contextlib.contextmanager
+def filled(folder, free):
+    """The file system of `folder` has `free` bytes left."""
+    ballast = folder / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+    with open(ballast, "r+b") as file:
+        file.truncate(max(0, ballast.stat().st_size - free))
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+@contextlib.contextmanager
+def small_disk():
+    """A tmpfs of 4 MiB, or None where this process may not mount one."""
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True) if shutil.which("mount") else None
+    mounted = done is not None and done.returncode == 0
+    try:
+        yield folder if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+def limited(kind, sample):
+    """Each operation under limits from nothing to more than it needs."""
+    limits = [0, 100, 5_000, 100_000, 290_000] if sample else range(0, 420_000, 12_500)
+    for limit in limits:
+        with tempfile.TemporaryDirectory(dir=runner.scratch_folder()) as scratch:
+            folder, operation = Path(scratch), kind()
+            operation.prepare(folder)
+            with file_size_limit(limit):
+                verdict = attempt(operation, folder)
+            operation.check(folder)
+            if verdict == "done":
+                operation.check_done(folder)
+            yield verdict
+
+
+def really_full(kind, sample):
+    """Each operation on a disk with less and less room."""
+    with small_disk() as disk:
+        if disk is None:
+            return
+        for free in [0, 50_000, 200_000] if sample else range(0, 800_000, 32_768):
+            folder = disk / "work"
+            folder.mkdir()
+            operation = kind()
+            operation.prepare(folder)
+            with filled(disk, free):
+                verdict = attempt(operation, folder)
+            operation.check(folder)
+            if verdict == "done":
+                operation.check_done(folder)
+            yield verdict
+            shutil.rmtree(folder)
+
+
+def read_only(kind, sample):
+    """Each operation in a folder that may only be read, in a process that is not root."""
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chmod(scratch, 0o755)
+        folder, operation = Path(scratch) / "work", kind()
+        folder.mkdir()
+        operation.prepare(folder)
+        before = {name: (folder / name).lstat().st_mtime_ns for name in names(folder)}
+        for path in [*folder.rglob("*"), folder]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        verdict = in_child(lambda: attempt(operation, folder), as_nobody=os.getuid() == 0)
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if verdict == "done" or before != {
+            name: (folder / name).lstat().st_mtime_ns for name in names(folder)
+        }:
+            raise AssertionError(f"a read-only folder was written to: {verdict}")
+        operation.check(folder)
+        yield verdict
+
+
+def in_child(work, *, as_nobody=False):
+    """What `work` returns, or its error, from a forked process."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if as_nobody:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            result = {"result": work()}
+        except BaseException:
+            result = {"error": traceback.format_exc()}
+        os.write(write, json.dumps(result).encode()[:60_000])
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        result = json.loads(pipe.read())
+    os.waitpid(child, 0)
+    if "error" in result:
+        raise AssertionError(result["error"])
+    return result["result"]
+
+
+def two_writers(kind, sample):
+    """Two processes that do the same again and again; at the end one whole set is there."""
+    for _ in range(1 if sample else 5):
+        with tempfile.TemporaryDirectory(dir=runner.scratch_folder()) as scratch:
+            folder, operation = Path(scratch), kind()
+            operation.prepare(folder)
+            before, children = names(folder), []
+            stop = time.monotonic() + (0.5 if sample else 1.5)
+            for _ in range(2):
+                child = os.fork()
+                if child == 0:
+                    os._exit(_write_on(operation, folder, stop))
+                children.append(child)
+            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+            if any(codes):
+                raise AssertionError(f"a writer failed: {(folder / 'error').read_text()}")
+            operation.check(folder)
+            found = names(folder) - before
+            if any(".modelsec" in name.replace(".modelsec.json", "") for name in found):
+                raise AssertionError(f"litter: {sorted(found)}")
+            yield "one whole set"
+
+
+def _write_on(operation, folder, stop):
+    try:
+        while time.monotonic() < stop:
+            try:
+                operation.run(folder)
+            except (ConcurrentChangeError, FileExistsError):
+                pass
+            except OSError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+    except BaseException:
+        (folder / "error").write_text(traceback.format_exc())
+        return 1
+    return 0
+
+
+def trustee(kind):
+    """What two writers at once are promised nothing for.
+
+    `sign` and `protect` replace one file after another with no lock, as the file system orders it:
+    whoever signs one model from two processes may be left with two files that are from each.
+    """
+    return kind in (NewKeys, NewEncryptionKeys)
+
+
+FAULTS = {
+    "file size limit": limited,
+    "full file system": really_full,
+    "read-only folder": read_only,
+    "two writers": two_writers,
+}
+
+
+def run(sample=False):
+    start, rows = time.perf_counter(), []
+    for name, fault in FAULTS.items():
+        for kind in OPERATIONS:
+            if fault is two_writers and trustee(kind):
+                continue
+            row = {"fault": name, "operation": kind.__name__, "verdicts": {}, "failure": None}
+            try:
+                for verdict in fault(kind, sample):
+                    row["verdicts"][verdict] = row["verdicts"].get(verdict, 0) + 1
+            except Exception:
+                row["failure"] = traceback.format_exc()[-2500:]
+            row["cases"] = sum(row["verdicts"].values()) + bool(row["failure"])
+            rows.append(row)
+    return {
+        "cases": sum(row["cases"] for row in rows),
+        "failed": sum(bool(row["failure"]) for row in rows),
+        "seconds": round(time.perf_counter() - start, 1),
+        "rows": rows,
+    }
+
+
+def table(report):
+    lines = [f"{'fault':<20}{'operation':<20}{'cases':>6}  verdicts"]
+    for row in report["rows"]:
+        verdicts = ", ".join(f"{count} {name}" for name, count in row["verdicts"].items())
+        verdicts = "FAILED" if row["failure"] else verdicts or "not possible here"
+        lines.append(f"{row['fault']:<20}{row['operation']:<20}{row['cases']:>6}  {verdicts}")
+    lines.append(f"{report['cases']} cases, {report['failed']} failed, {report['seconds']} s")
+    lines += [
+        f"\nFAILED {row['fault']}, {row['operation']}:\n{row['failure']}"
+        for row in report["rows"]
+        if row["failure"]
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sample", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    report = run(options.sample)
+    print(json.dumps(report, indent=1) if options.json else table(report))
+    return int(report["failed"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
