@@ -4,6 +4,7 @@ Owns the step from where the signed bytes are (leaf_alignment.py) to what that m
 untrusted and never parsed, but for hints on what bytes outside of tensors belong to.
 """
 
+import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import BinaryIO
 from keras_modelsec.integrity import files
 from keras_modelsec.integrity.file_parts import part_ranges, read_local_members, wrong_check_sums
 from keras_modelsec.integrity.good_values import GoodValues, read_at
-from keras_modelsec.integrity.hashing import Progress
+from keras_modelsec.integrity.hashing import Cut, Progress
 from keras_modelsec.integrity.leaf_alignment import Alignment, align
 from keras_modelsec.integrity.model_statement import ModelStatement
 from keras_modelsec.integrity.tamper_report import ChunkDamage, FileDamage, Shift, TensorDamage
@@ -160,23 +161,26 @@ def _parts(
 def _chunks(
     alignment: Alignment, changed: Sequence[TensorRecord], parts: Sequence[_Part]
 ) -> list[ChunkDamage]:
+    lost = [alignment.cuts[index] for index in alignment.lost]
+    tensors = _names_in(
+        lost, [(t.offset or 0, (t.offset or 0) + t.nbytes, t.path) for t in changed]
+    )
+    others = _names_in(lost, parts)
     return [
-        ChunkDamage(
-            offset,
-            length,
-            tuple(
-                record.path
-                for record in changed
-                if _overlap(offset, length, record.offset or 0, record.nbytes)
-            ),
-            _unique(p for a, b, p in parts if _overlap(offset, length, a, b - a)),
-        )
-        for offset, length in (alignment.cuts[index] for index in alignment.lost)
+        ChunkDamage(*cut, _unique(tensors[index]), _unique(others[index]))
+        for index, cut in enumerate(lost)
     ]
 
 
-def _overlap(one: int, length: int, other: int, size: int) -> bool:
-    return one < other + size and other < one + length
+def _names_in(lost: Sequence[Cut], ranges: Iterable[_Part]) -> list[list[str]]:
+    """For each leaf, the names of the ranges that have bytes in it."""
+    starts = [offset for offset, _ in lost]
+    ends = [offset + length for offset, length in lost]
+    names: list[list[str]] = [[] for _ in lost]
+    for start, end, name in ranges:
+        for index in range(bisect.bisect_right(ends, start), bisect.bisect_left(starts, end)):
+            names[index].append(name)
+    return names
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
@@ -199,11 +203,11 @@ def _changed_parts(
     place = good.place(name)
     if place is not None:
         with files.open_regular(place) as copy:
+            touched = {part for chunk in chunks for part in chunk.parts}
             return _unique(
                 part
                 for start, end, part in parts
-                if any(_overlap(start, end - start, c.offset, c.length) for c in chunks)
-                and not _same(file, copy, start, end)
+                if part in touched and not _same(file, copy, start, end)
             )
     only = {chunk.parts[0] for chunk in chunks if len(chunk.parts) == 1 and not chunk.tensors}
     named = {part for chunk in chunks for part in chunk.parts}

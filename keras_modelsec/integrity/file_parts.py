@@ -16,11 +16,13 @@ from keras_modelsec.integrity.zip_checks import Member, Section
 
 WEIGHTS = "model.weights.h5"
 HDF5_STRUCTURE, ZIP_HEADERS = "HDF5 structure", "ZIP headers"
+HDF5_CONTENTS = "HDF5 contents"  # where no tensor has a place of its own
 _HDF5_ENDINGS = (".h5", ".hdf5")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_MEMBERS = 1000
 _MAX_CHECKED_BYTES = 16 << 20
 _LONGEST_NAME = 200
+_UNKNOWN_CRC = -1
 
 
 def read_local_members(file: BinaryIO) -> tuple[Member, ...]:
@@ -37,7 +39,8 @@ def read_local_members(file: BinaryIO) -> tuple[Member, ...]:
         if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
             break
         fields = _LOCAL.unpack(header)
-        crc, packed, name_length, extra_length = fields[6], fields[7], fields[9], fields[10]
+        crc = _UNKNOWN_CRC if fields[3] else fields[6]  # that of what is compressed is another's
+        packed, name_length, extra_length = fields[7], fields[9], fields[10]
         name = file.read(min(name_length, _LONGEST_NAME)).decode("utf-8", "replace")
         start = position + _LOCAL.size + name_length + extra_length
         members.append(Member(name, start, min(packed, max(0, size - start)), crc))
@@ -55,6 +58,7 @@ def wrong_check_sums(file: BinaryIO, members: Iterable[Member]) -> list[str]:
         for member in members
         if member.size <= _MAX_CHECKED_BYTES
         and member.name != WEIGHTS
+        and member.crc != _UNKNOWN_CRC
         and zlib.crc32(Section(file, member).read(member.size)) != member.crc
     ]
 
@@ -74,27 +78,30 @@ def part_ranges(
         Start, end and name of each part, in order. Nothing for a file that is neither .keras nor
         HDF5.
     """
+    placed = list(tensors)
+    structure = HDF5_STRUCTURE if placed else HDF5_CONTENTS
     if name.endswith(_HDF5_ENDINGS):
-        inside = [(0, size, HDF5_STRUCTURE)]
+        inside = [(0, size, structure)]
     elif name.endswith(".keras"):
-        inside = _archive_ranges(size, members)
+        inside = _archive_ranges(size, members, structure)
     else:
         return []
-    gaps = _gaps(size, tensors)
     found = []
-    for start, end in gaps:
+    for start, end in _gaps(size, placed):
         for low, high, part in inside:
             if low < end and start < high:
                 found.append((max(low, start), min(high, end), part))
     return found
 
 
-def _archive_ranges(size: int, members: Sequence[Member]) -> list[tuple[int, int, str]]:
+def _archive_ranges(
+    size: int, members: Sequence[Member], structure: str
+) -> list[tuple[int, int, str]]:
     if not members:
         return [(0, size, "ZIP or HDF5 structure, or configuration")]
     ranges, position = [], 0
     for member in members:
-        part = f"{HDF5_STRUCTURE} in {WEIGHTS}" if member.name == WEIGHTS else member.name
+        part = f"{structure} in {WEIGHTS}" if member.name == WEIGHTS else member.name
         end = min(size, member.offset + member.size)
         ranges += [(position, member.offset, ZIP_HEADERS), (member.offset, end, part)]
         position = end

@@ -72,8 +72,8 @@ class Shift:
     """Bytes that were put in or taken out; all behind them moved and is otherwise as signed.
 
     Attributes:
-        after: They are behind this byte of the signed file,
-        before: and before this one.
+        after: They begin at this byte of the signed file, or behind it,
+        before: and at this one at the latest.
         count: How many more there are; below zero if there are fewer.
     """
 
@@ -83,7 +83,8 @@ class Shift:
 
     def __str__(self) -> str:
         verb = "inserted" if self.count > 0 else "removed"
-        return f"{abs(self.count)} bytes {verb} between bytes {self.after} and {self.before}"
+        noun = "byte" if abs(self.count) == 1 else "bytes"
+        return f"{abs(self.count)} {noun} {verb} between {self.after} and {self.before}"
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ import shutil
 import zipfile
 from types import SimpleNamespace
 
+import h5py
 import keras
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +27,7 @@ from keras_modelsec.integrity.model_statement import (
     read_statement,
     statement_path_of,
 )
+from keras_modelsec.integrity.signing_key import SigningKey
 from keras_modelsec.integrity.trust import load_trust
 
 KERNEL, BIAS, GAMMA, LAST, LAST_BIAS = (
@@ -76,6 +79,10 @@ def flip(path, offset, mask=0x80):
     data = bytearray(path.read_bytes())
     data[offset] ^= mask
     path.write_bytes(data)
+
+
+def sig_of(path):
+    return path.with_name(path.name + ".sig")
 
 
 def named(report):
@@ -435,10 +442,10 @@ def test_forged_and_foreign_statements_are_not_believed(signed, other_key, publi
 
 
 def test_statement_on_other_bytes_than_the_signature_is_not_believed(signed, key, public):
-    signature = signed.with_name("m.keras.sig").read_bytes()
+    signature = sig_of(signed).read_bytes()
     flip(signed, 50_000)
     ms.sign(signed, key)
-    signed.with_name("m.keras.sig").write_bytes(signature)
+    sig_of(signed).write_bytes(signature)
     with pytest.raises(SignatureError, match="same bytes"):
         ms.locate_tampering(signed, public)
 
@@ -453,6 +460,52 @@ def test_rules_of_a_trust_store_hold(signed, key):
         ms.locate_tampering(signed, store)
 
 
+def test_pending_signature_of_a_killed_writer_counts(signed, key, public, original):
+    """The model is new, its signature still has the name it is renamed from last."""
+    old = {place: place.read_bytes() for place in (statement_path_of(signed), sig_of(signed))}
+    model = build()
+    model.layers[0].kernel.assign(model.layers[0].kernel * 2)
+    model.save(signed)
+    ms.sign(signed, key)
+    for place, data in old.items():
+        place.rename(place.with_name(place.name + ".next"))
+        place.write_bytes(data)
+    assert ms.locate_tampering(signed, public).is_clean
+    flip(signed, original.tensors[GAMMA].offset)
+    report = ms.locate_tampering(signed, public)
+    assert (named(report), report.version) == ({GAMMA}, 2)
+
+
+def test_statement_by_a_key_that_makes_no_openssf_signature(signed, original):
+    pair = SigningKey(ed25519.Ed25519PrivateKey.generate())
+    ms.sign(signed, pair)
+    flip(signed, original.tensors[KERNEL].offset)
+    assert named(ms.locate_tampering(signed, pair.verifying_key)) == {KERNEL}
+
+
+@pytest.mark.parametrize("name", ["e.bin", "e.keras", "e.weights.h5"])
+def test_signed_empty_file_that_is_not_empty_any_more(tmp_path, key, public, name):
+    path = tmp_path / name
+    path.write_bytes(b"")
+    ms.sign(path, key)
+    assert ms.locate_tampering(path, public).is_clean
+    path.write_bytes(b"PK\x03\x04")
+    (file,) = ms.locate_tampering(path, public, reference=None).files
+    assert [shift.count for shift in file.shifts] == [4]
+
+
+def test_names_in_a_report_cannot_steer_a_terminal(tmp_path, key, public):
+    path = tmp_path / "m.weights.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("evil\x1b[2J\nname", data=np.arange(9000.0))
+    ms.sign(path, key)
+    flip(path, path.stat().st_size - 1)
+    text = str(ms.locate_tampering(path, public))
+    assert "evil" in text
+    assert "\x1b" not in text
+    assert not any(line.startswith("name") for line in text.splitlines())
+
+
 def test_wrong_arguments_say_what_is_right(signed, public, tmp_path, folder):
     with pytest.raises(ValueError, match="reference=None"):
         ms.locate_tampering(build(), public)
@@ -465,7 +518,7 @@ def test_wrong_arguments_say_what_is_right(signed, public, tmp_path, folder):
     with pytest.raises(SignatureError, match="each of its tensors once"):
         ms.locate_tampering(build(), public, reference=folder)
     with pytest.raises(SignatureError, match="used on"):
-        ms.locate_tampering(folder, public, signature_path=signed.with_name("m.keras.sig"))
+        ms.locate_tampering(folder, public, signature_path=sig_of(signed))
 
 
 def test_compressed_tensors_are_said_to_be_undecided(tmp_path, original, key, public):
@@ -481,6 +534,7 @@ def test_compressed_tensors_are_said_to_be_undecided(tmp_path, original, key, pu
     report = ms.locate_tampering(path, public)
     assert report.tensors == ()
     assert set(report.undecided) == set(original.tensors)
+    assert report.files[0].changed_parts == ("HDF5 contents in model.weights.h5",)
     assert "cannot be told" in str(report)
 
 
