@@ -7,6 +7,9 @@ DATA ?=
 OUTPUT ?= demo-output
 PYTEST_ARGS ?=
 BENCHMARKS ?=
+TORTURE_ARGS ?=
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -15,13 +18,16 @@ INTEROP_READY := $(INTEROP_VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-fast test-interop lint types format bench hooks lock clean
+.PHONY: help install demo test test-fast test-interop torture torture-sample fuzz lint types format \
+	bench hooks lock clean
 
 help:
 	@echo "make demo          train a plain and a secured model, attack both, sign, tamper, verify"
 	@echo "make test          every test but those that need tensorflow-privacy"
 	@echo "make test-fast     the same without the slow ones"
 	@echo "make test-interop  parity with tensorflow-privacy, in an environment of its own (Python 3.11)"
+	@echo "make torture       the fault suite, counted: damage, kill -9, full disks (torture-sample: two minutes)"
+	@echo "make fuzz          atheris on every parser of untrusted bytes (FUZZ_SECONDS=60 for each target)"
 	@echo "make lint types    ruff and mypy, as CI runs them;  make format  repairs what ruff can"
 	@echo "make bench         the README's figures, as JSON (BENCHMARKS=\"dp_step signing\" for some)"
 	@echo "make hooks         run lint and types before every git commit"
@@ -60,6 +66,17 @@ test-fast: $(READY)
 
 test-interop: $(INTEROP_READY)
 	$(INTEROP_BIN)/python -m pytest -m interop tests/interop $(PYTEST_ARGS)
+
+torture: $(READY)
+	@$(BIN)/python -W ignore -m torture $(TORTURE_ARGS)
+
+torture-sample: $(READY)
+	@$(BIN)/python -W ignore -m torture --sample $(TORTURE_ARGS)
+
+fuzz: $(READY)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		PIP_CONSTRAINT=requirements/constraints.txt $(BIN)/python -m pip install -q -e '.[fuzz]'
+	@$(BIN)/python -W ignore -m torture.fuzzing --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Inputs found by fuzzing and random damage (`make fuzz torture`): each was once not refused by name."""
+"""Inputs that `make fuzz` and `make torture` found: each was once not refused by name."""
 
 import json
 
