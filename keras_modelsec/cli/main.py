@@ -8,6 +8,7 @@ TensorFlow is imported.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -82,8 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _report_failure(options, KeyboardInterrupt("interrupted"), EXIT_ERROR)
     message, code = result.pop("message"), result.pop("exit_code", EXIT_OK)
-    print(json.dumps({"ok": code == EXIT_OK, **result}) if options.json else message)
+    _print(json.dumps({"ok": code == EXIT_OK, **result}) if options.json else message)
     return int(code)
+
+
+def _print(text: str) -> None:
+    """Prints long reports also into `head`, which stops reading."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as nothing:  # for the flush at the process's end
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _report_failure(options: argparse.Namespace, error: BaseException, code: int) -> int:

@@ -229,3 +229,22 @@ def test_command_runs_as_a_program_with_its_exit_code(signed):
     assert program("verify", "model.bin", "--key", "owner.pub").returncode == 1
     assert "modelsec 0." in program("--version").stdout
     assert "PATH" in program("verify", "--help").stdout
+
+
+def test_reader_that_stops_early_gets_no_traceback_and_the_exit_code_stays(signed):
+    arguments = [sys.executable, "-m", "keras_modelsec.cli.main"]
+    for command, code in ((["verify", "model.bin"], 0), (["locate", "model.bin"], 1)):
+        if code:
+            (signed / "model.bin").write_bytes(b"Weights")
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            done = subprocess.run(
+                [*arguments, *command, "--key", "owner.pub"],
+                stdout=write,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        finally:
+            os.close(write)
+        assert (done.returncode, done.stderr) == (code, b"")
