@@ -221,6 +221,55 @@ class Folder(Subject):
             raise UnsoundError("another folder was accepted")
 
 
+class Located(ModelFile):
+    """The report on a damaged file: clean exactly if the bytes are the signed ones."""
+
+    operation, cases = "locate_tampering", 300
+
+    def operate(self):
+        from keras_modelsec.integrity import locate_tampering
+
+        return locate_tampering(self.folder / self.name, material.OWNER.verifying_key)
+
+    def check_accepted(self, result):
+        same = (self.folder / self.name).read_bytes() == self.good[self.name]
+        if result.is_clean != same:
+            raise UnsoundError(f"clean is {result.is_clean}: {result}")
+        if self.read().keys() - self.good.keys():
+            raise UnsoundError("a report left files behind")
+        json.dumps(result.to_dict())
+        return ACCEPTED if same else f"reported, {'with' if result.tensors else 'no'} tensors"
+
+
+class LocatedKeras(Located):
+    format, name, cases = ".keras", "model.keras", 400
+
+
+class LocatedWeights(Located):
+    format, name = ".weights.h5", "model.weights.h5"
+
+
+class LocatedOther(Located):
+    format, name, cases = "other file", "model.bin", 150
+
+
+class LocatedFolder(Folder):
+    operation, cases = "locate_tampering", 300
+
+    def operate(self):
+        from keras_modelsec.integrity import locate_tampering
+
+        return locate_tampering(self.folder / "model", material.OWNER.verifying_key)
+
+    def check_accepted(self, result):
+        found = {k: v for k, v in self.read().items() if k.startswith("model/")}
+        same = found == {k: v for k, v in self.good.items() if k.startswith("model/")}
+        if result.is_clean != same:
+            raise UnsoundError(f"clean is {result.is_clean}: {result}")
+        json.dumps(result.to_dict())
+        return ACCEPTED if same else "reported"
+
+
 # Signatures and statements.
 
 
