@@ -93,7 +93,7 @@ def _read_hdf5(file: Any, start: int | None) -> tuple[TensorRecord, ...]:
     def visit(name: str, item: Any) -> None:
         nonlocal checked
         if isinstance(item, h5py.Dataset) and len(found) < _MAX_TENSORS:
-            if not checked and ("dtype" in item.attrs or item.dtype.kind == "O"):
+            if not checked and (_has_name(item) or item.dtype.kind == "O"):
                 check_heaps(file)  # before a text is read
                 checked = True
             found[name] = _record(name, item, start)
@@ -104,7 +104,7 @@ def _read_hdf5(file: Any, start: int | None) -> tuple[TensorRecord, ...]:
 
 
 def _record(name: str, dataset: Any, start: int | None) -> TensorRecord:
-    dtype = str(dataset.attrs.get("dtype", dataset.dtype.name))
+    dtype = str(dataset.attrs["dtype"] if _has_name(dataset) else dataset.dtype.name)
     nbytes = int(dataset.size) * dataset.dtype.itemsize
     inside = dataset.id.get_offset()  # None if it is chunked, compressed or empty
     little = dataset.dtype.byteorder in "<=|" and dataset.dtype.kind not in "OSU"
@@ -114,9 +114,23 @@ def _record(name: str, dataset: Any, start: int | None) -> TensorRecord:
     return TensorRecord(name, tuple(dataset.shape or ()), dtype, None, nbytes, digest)
 
 
+def _has_name(dataset: Any) -> bool:
+    """Whether Keras's own name of the type is there, as a text: h5py may crash on other kinds."""
+    import h5py
+
+    if "dtype" not in dataset.attrs:
+        return False
+    attribute = dataset.attrs.get_id("dtype")
+    return attribute.shape == () and attribute.get_type().get_class() == h5py.h5t.STRING
+
+
 def _contents(dataset: Any) -> bytes:
+    import h5py
+
     if dataset.shape is None:  # an empty dataspace
         return b""
+    if dataset.dtype.kind == "O" and not h5py.check_string_dtype(dataset.dtype):
+        raise ValueError("values of a kind that Keras does not write, and h5py may crash on")
     values = dataset[()]
     if dataset.dtype.kind in "OSU":
         return repr(values.tolist() if hasattr(values, "tolist") else values).encode()

@@ -155,3 +155,17 @@ def test_every_cut_of_a_file_is_read_or_has_no_tensors(tmp_path):
     for length in range(0, len(data), 997):
         (tmp_path / "cut.keras").write_bytes(data[:length])
         assert isinstance(read_tensor_layout(tmp_path / "cut.keras"), tuple)
+
+
+def test_kinds_on_which_h5py_may_crash_are_not_read(tmp_path):
+    """A fuzzer had h5py end the process: on the value of an attribute that is a list of lists."""
+    path = tmp_path / "odd.weights.h5"
+    with h5py.File(path, "w") as file:
+        file["a"] = np.ones(3)
+        value = np.empty((), object)
+        value[()] = np.ones(2, "i4")
+        file["a"].attrs.create("dtype", value, dtype=h5py.vlen_dtype("i4"))
+    assert [tensor.dtype for tensor in read_tensor_layout(path)] == ["float64"]
+    with h5py.File(path, "a") as file:
+        file.create_dataset("b", (1,), dtype=h5py.vlen_dtype("i4"))[0] = np.ones(2, "i4")
+    assert read_tensor_layout(path) == ()
