@@ -5,9 +5,9 @@
     python -m torture.fuzzing --replay FILE zip    # one input again, e.g. a finding
 
 Owns the targets: what is called, and which error classes it may raise. Whatever else comes out of
-it is a finding, and so is an input that takes over 20 seconds or 2 GiB (where the HDF5 library reads
-texts 5 GiB: it makes room for what a text's length claims, up to 4 GiB, before it finds that the
-file has less). Needs the `fuzz` extra.
+it is a finding, and so is an input that takes over 20 seconds or 2 GiB; 5 GiB where the HDF5
+library reads texts, since it makes room for what a text's length claims, up to 4 GiB, before it
+finds that the file has less. Needs the `fuzz` extra.
 """
 
 import argparse
