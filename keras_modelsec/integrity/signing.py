@@ -136,8 +136,9 @@ def sign(
             added.
         reuse_unchanged: Whether files that cannot have changed since they were last signed by this
             key are not hashed again: the file system's own time of change (which a forged mtime
-            moves) and inode are those of then. On Linux with ext4, xfs or f2fs; elsewhere, and by
-            default, all is hashed. Root can deceive it.
+            moves) and inode are those of then. On Linux with ext4, xfs or f2fs, for files that are
+            this user's and that nobody else may write to; others, and by default all, are hashed.
+            Root and other programs of this user can deceive it.
         progress: Called with bytes done and bytes in all.
 
     Returns:

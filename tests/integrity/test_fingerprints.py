@@ -76,6 +76,33 @@ def test_write_through_a_mapping_that_was_open_and_dirty_when_it_was_signed(sett
         assert before is None or mark(settled) != before
 
 
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_file_that_others_may_write_to_has_none(settled, mode):
+    settled.chmod(mode)
+    time.sleep(0.12)
+    assert mark(settled) is None
+    settled.chmod(0o644)
+    time.sleep(0.12)
+    assert mark(settled) is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_file_of_another_user_has_none(settled):
+    os.chown(settled, 12345, -1)
+    time.sleep(0.12)
+    assert mark(settled) is None
+
+
+def test_file_that_somebody_has_open_for_writing_has_none(settled):
+    # Who has may exchange its blocks with another file's by EXT4_IOC_MOVE_EXT: ctime stays.
+    with open(settled, "r+b") as file:
+        assert mark(settled) is None
+        mapping = mmap.mmap(file.fileno(), 0)
+    assert mark(settled) is None  # through the mapping, too
+    mapping.close()
+    assert mark(settled) is not None
+
+
 def test_file_changed_a_moment_ago_has_none(tmp_path):
     path = tmp_path / "fresh"
     path.write_bytes(b"x")
