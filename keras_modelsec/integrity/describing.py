@@ -108,16 +108,20 @@ def _describe_file(
             kept = tuple(tensor for tensor in known.tensors if tensor.file == name)
             return name, known.files[name], kept
         before = os.fstat(file.fileno())
-        layout = read_tensor_layout(path)  # opens the path again: that it is this file is checked
+        layout = read_tensor_layout(path, file)
         ranges = [(t.offset, t.nbytes) for t in layout if t.offset is not None]
         cuts = hashing.leaf_cuts(before.st_size, ranges)
         whole, leaves = hashing.hash_whole_and_leaves(file, cuts, progress=progress)
         tensors = tuple(_digest_tensors(layout, name, file, cuts, leaves))
         after = os.fstat(file.fileno())
-    same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if not same or _is_replaced(path, before):
+    if _state(before) != _state(after) or _is_replaced(path, before):
         raise _changed(path)
     return name, FileRecord(before.st_size, whole, b"".join(leaves), mark), tensors
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int]:
+    """What a write changes: ctime too, for anybody who may write can set mtime back."""
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns if os.name == "posix" else 0
 
 
 def _is_replaced(path: Path, opened: os.stat_result) -> bool:

@@ -45,20 +45,23 @@ class TensorRecord:
     file: str = "."
 
 
-def read_tensor_layout(path: Path) -> tuple[TensorRecord, ...]:
+def read_tensor_layout(path: Path, opened: BinaryIO | None = None) -> tuple[TensorRecord, ...]:
     """The tensors in a file, in the order of their paths, their digests not yet made.
 
     Those that do not lie in one piece are read and digested here.
 
     Args:
         path: Any file. Only ".keras", ".h5" and ".hdf5" files are looked into.
+        opened: The file itself, if it is open for reading: then the path is not opened again, which
+            may lead to another file by now.
 
     Returns:
         Nothing for a file of another kind, or one that cannot be read as what its name says: it can
         be signed all the same, whole.
     """
     try:
-        with files.open_regular(path) as file:
+        source = contextlib.nullcontext(opened) if opened else files.open_regular(path)
+        with source as file:
             if path.suffix == ".keras":
                 return _read_archive(file)
             if path.suffix in _HDF5_ENDINGS:
