@@ -39,7 +39,7 @@ def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
         "pkcs8 (weaker; read by OpenSSL too)",
     )
     parser.add_argument("--force", action="store_true", help="replace existing files")
-    add_password_options(parser)
+    add_password_options(parser, ask="encrypt the private key: ask for a new password")
     parser.set_defaults(command=run_keygen)
     return parser
 

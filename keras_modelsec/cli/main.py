@@ -7,11 +7,14 @@ TensorFlow is imported.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
 
 from keras_modelsec import __version__
 from keras_modelsec.cli import (
@@ -25,6 +28,8 @@ from keras_modelsec.cli import (
 from keras_modelsec.integrity.errors import SignatureError, TamperedModelError
 
 EXIT_OK, EXIT_NOT_VERIFIED, EXIT_ERROR = 0, 1, 2
+
+_TERMINATIONS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _COMMANDS: tuple[Callable[[Any], argparse.ArgumentParser], ...] = (
     keys_command.add_keygen,
@@ -50,8 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(
         prog="modelsec",
-        description="Sign model files and folders, and verify them (OpenSSF Model Signing format).",
-        epilog="Exit codes: 0 success, 1 verification failed, 2 wrong usage or unreadable file.",
+        description="Sign, verify, inspect, repair and encrypt model files and folders "
+        "(OpenSSF Model Signing format).",
+        epilog="Exit codes: 0 success, 1 verification failed, or damage or a difference found, "
+        "2 wrong usage, unreadable file, or interrupted. `modelsec COMMAND --help` says more.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -76,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     try:
-        result = options.command(options)
+        with _interrupted_by_termination():
+            result = options.command(options)
     except (OSError, ValueError, TypeError, ImportError) as error:
         failed = options.verifies and isinstance(error, SignatureError)
         return _report_failure(options, error, EXIT_NOT_VERIFIED if failed else EXIT_ERROR)
@@ -87,10 +95,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code)
 
 
+@contextlib.contextmanager
+def _interrupted_by_termination() -> Iterator[None]:
+    """Lets `kill`, and a terminal that closes, stop as Ctrl-C does: half-made files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.getsignal(number) for number in _TERMINATIONS}
+    ours = [number for number in old if old[number] is signal.SIG_DFL]  # `nohup` ignores one
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """`text` with escapes for what the stream's encoding, or any, has no letters for."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def _print(text: str) -> None:
     """Prints long reports also into `head`, which stops reading."""
     try:
-        print(text, flush=True)
+        print(_encodable(text, sys.stdout), flush=True)
     except BrokenPipeError:
         with open(os.devnull, "wb") as nothing:  # for the flush at the process's end
             os.dup2(nothing.fileno(), sys.stdout.fileno())
@@ -98,9 +129,10 @@ def _print(text: str) -> None:
 
 def _report_failure(options: argparse.Namespace, error: BaseException, code: int) -> int:
     if options.json:
-        print(json.dumps({"ok": False, "error": type(error).__name__, **_details(error)}))
+        _print(json.dumps({"ok": False, "error": type(error).__name__, **_details(error)}))
     else:
-        print(f"modelsec: {type(error).__name__}: {error}", file=sys.stderr)
+        text = f"modelsec: {type(error).__name__}: {error}"
+        print(_encodable(text, sys.stderr), file=sys.stderr)
     return code
 
 

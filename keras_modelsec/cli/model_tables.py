@@ -5,6 +5,7 @@ terminal that is not printable.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from keras_modelsec.integrity.tensor_layout import TensorRecord
 VERIFIED, NOT_VERIFIED, UNSIGNED = "VERIFIED", "NOT VERIFIED", "NOT SIGNED"
 _MOST_TENSORS = 1000
 _MOST_LINES = 50
+_MOST_LETTERS = 500
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,13 @@ def _file_lines(found: Shown) -> list[str]:
     return [f"Files: {len(rows)}", *_shortened(table(rows))] if rows else []
 
 
+def _counted(tensor: Any) -> list[tuple[int, str]]:
+    """Sorts "dense_2" before "dense_10"."""
+    names = (getattr(tensor, "file", ""), tensor.path)
+    parts = [part for name in names for part in [*re.split(r"([0-9]+)", name), ""]]
+    return [(len(part) if part.isdecimal() else 0, part) for part in parts]
+
+
 def tensor_lines(tensors: Sequence[Any]) -> list[str]:
     """A table of tensors: name, type, shape, size."""
     if not tensors:
@@ -147,7 +156,7 @@ def tensor_lines(tensors: Sequence[Any]) -> list[str]:
             "x".join(map(str, tensor.shape)) or "scalar",
             size_text(tensor.nbytes),
         )
-        for tensor in tensors[:_MOST_TENSORS]
+        for tensor in sorted(tensors, key=_counted)[:_MOST_TENSORS]
     ]
     total = size_text(sum(tensor.nbytes for tensor in tensors))
     more = len(tensors) - len(rows)
@@ -161,8 +170,14 @@ def tensor_lines(tensors: Sequence[Any]) -> list[str]:
 def _provenance_lines(provenance: dict[str, Any]) -> list[str]:
     if not provenance:
         return ["Provenance: none stated"]
-    rows = [(name, json.dumps(value)[:500]) for name, value in provenance.items()]
+    rows = [
+        (name, _cut(json.dumps(value, ensure_ascii=False))) for name, value in provenance.items()
+    ]
     return ["Provenance, as the signer says:", *_shortened(table(rows))]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_LETTERS else text[:_MOST_LETTERS] + "... (--json has it all)"
 
 
 def _shortened(lines: list[str]) -> list[str]:
@@ -176,7 +191,8 @@ def difference_text(found: Any, one: str, other: str, *, verified: bool) -> str:
     verdict = "no difference" if found.is_empty else "different"
     lines = [f"{verdict} ({state}): A {clean(one)}, B {clean(other)}"]
     lines.append(f"Tensors: {len(found.tensors)} differ, {found.same_tensors} are the same")
-    rows = [(t.path, t.kind, _forms(t), str(t.changes or "")) for t in found.tensors]
+    ordered = sorted(found.tensors, key=_counted)
+    rows = [(t.path, t.kind, _forms(t), str(t.changes or "")) for t in ordered]
     lines += table(rows[:_MOST_TENSORS])
     if len(rows) > _MOST_TENSORS:
         lines.append(f"  and {len(rows) - _MOST_TENSORS} more (--json has them all)")

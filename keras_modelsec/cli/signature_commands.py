@@ -39,7 +39,10 @@ def add_sign(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
     parser.add_argument("--name", help="what the model is called (default: as before, or its file)")
     parser.add_argument(
-        "--model-version", type=int, metavar="N", help="default: one more than before, or 1"
+        "--model-version",
+        type=int,
+        metavar="N",
+        help="default: one more than this key stated before, or 1",
     )
     parser.add_argument(
         "--provenance", metavar="FILE", help="a JSON object that says where the model comes from"
@@ -89,7 +92,12 @@ def _read_json(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
     with open(path, encoding="utf-8") as file:
-        value = json.load(file)
+        try:
+            value = json.load(file)
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise ValueError(
+                f"--provenance must name a file with a JSON object. Received: {path!r} ({error})."
+            ) from None
     if not isinstance(value, dict):
         raise ValueError(
             f"--provenance must name a file with a JSON object. Received: {path!r}, which holds "

@@ -237,7 +237,8 @@ def generate_encryption_keys(
         if not overwrite and os.path.lexists(path):
             raise FileExistsError(
                 f"A key file must not exist yet. Received: {str(path)!r}, which does. Choose "
-                "another name, or pass overwrite=True to lose the old key and what it opens."
+                "another name, or pass overwrite=True (on the command line, --force) to lose the "
+                "old key and what it opens."
             )
         files.check_target(path)
     key = EncryptionPrivateKey.generate()

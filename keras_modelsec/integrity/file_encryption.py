@@ -200,7 +200,10 @@ def _check_places(source: Path, target: Path, overwrite: bool) -> None:
 
 def _exists(target: Path) -> FileExistsError:
     return FileExistsError(
-        errno.EEXIST, "`output` must not exist yet, or pass overwrite=True to replace", str(target)
+        errno.EEXIST,
+        "`output` must not exist yet; name another, or pass overwrite=True (on the command line, "
+        "--force) to replace it",
+        str(target),
     )
 
 

@@ -117,7 +117,8 @@ def _check_algorithm(algorithm: str | None, curve: str | None) -> str:
 def _exists(path: Path) -> FileExistsError:
     return FileExistsError(
         f"A key file must not exist yet. Received: {str(path)!r}, which does. "
-        "Choose another name, or pass overwrite=True to lose the old key."
+        "Choose another name, or pass overwrite=True (on the command line, --force) to lose the "
+        "old key."
     )
 
 
