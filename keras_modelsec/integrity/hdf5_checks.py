@@ -20,7 +20,7 @@ _MAX_OBJECTS = 200_000  # and as many attributes, and entries of heaps
 _MAX_DEPTH = 256
 _MAX_TEXT_BYTES = 64 << 20
 _MAX_READ_BYTES = 1 << 30  # of one attribute
-_HEAP = b"GCOL"
+_HEAP, _HEAP_VERSION = b"GCOL", b"\x01"
 _HEAP_ENTRY = struct.Struct("<H6xQ")  # index (0: free room), references, length
 _BLOCK = 1 << 20
 _CONFIGURATIONS = ("model_config", "training_config")
@@ -165,16 +165,19 @@ class _Walk:
     def check_heaps(self) -> None:
         """Refuses heaps over which the HDF5 library (1.14.6) would loop for ever, once.
 
-        It steps from entry to entry by lengths it does not check: a free one of no length, or a
-        text whose length wraps around, keeps it where it is.
+        It steps from entry to entry by lengths it does not check: a free one that does not reach
+        to the heap's end, or a text whose length wraps around, lets it stay where it is.
         """
         if self._heaps_checked:
             return
         self._heaps_checked = True
         for heap in self._heaps():
             self._count("heap entries")
-            for length, is_free in self._heap_entries(heap):
-                if length < _HEAP_ENTRY.size if is_free else length >= 1 << 63:
+            self._file.seek(heap + len(_HEAP))
+            if self._file.read(1) != _HEAP_VERSION:  # other bytes that look so
+                continue
+            for length, room in self._heap_entries(heap):
+                if length != room if room is not None else length >= 1 << 63:
                     _refuse("have heaps whose entries follow one another", f"one at {heap}")
 
     def _largest_text(self) -> int:
@@ -182,7 +185,7 @@ class _Walk:
         longest = 0
         for heap in self._heaps():
             self._count("heap entries")
-            texts = [length for length, is_free in self._heap_entries(heap) if not is_free]
+            texts = [length for length, room in self._heap_entries(heap) if room is None]
             longest = max(longest, *texts, 0)
         return longest
 
@@ -200,16 +203,16 @@ class _Walk:
             position += len(block)
             tail = data[-len(_HEAP) + 1 :]
 
-    def _heap_entries(self, heap: int) -> Iterator[tuple[int, bool]]:
-        """The lengths of the entries of the collection at `heap`, and whether each is free room."""
+    def _heap_entries(self, heap: int) -> Iterator[tuple[int, int | None]]:
+        """The length of each entry of the collection at `heap`; for free room, the bytes left."""
         self._file.seek(heap + 8)
-        end = min(self._size, heap + int.from_bytes(self._file.read(8), "little"))
+        stop = heap + int.from_bytes(self._file.read(8), "little")
         at = heap + _HEAP_ENTRY.size
-        while at + _HEAP_ENTRY.size <= end:
+        while at + _HEAP_ENTRY.size <= min(self._size, stop):
             self._file.seek(at)
             index, length = _HEAP_ENTRY.unpack(self._file.read(_HEAP_ENTRY.size))
-            yield length, not index
-            if not index:  # the rest of the collection
+            yield length, None if index else stop - at
+            if not index:
                 return
             self._count("heap entries")
             at += _HEAP_ENTRY.size + -(-length // 8) * 8

@@ -223,7 +223,9 @@ print(read_tensor_layout(path))
 
 @pytest.mark.parametrize("name", ["model_config", "backend"])
 @pytest.mark.parametrize(
-    "entry", [(0, 0), (0, 8), (2, (1 << 64) - 16), (2, (1 << 64) - 23)], ids=str
+    "entry",
+    [(0, 0), (0, 8), (0, 256), (0, 1 << 20), (2, (1 << 64) - 16), (2, (1 << 64) - 23)],
+    ids=str,
 )
 def test_heap_over_which_the_library_loops_for_ever_is_refused(tmp_path, name, entry):
     """In a process of its own: the library's loop heeds no signal."""
