@@ -215,7 +215,10 @@ def _decrypt(pem: bytes, password: bytes | None, origin: str) -> Any:
 def _refuse_undecodable(data: bytes, argument: str, rule: str, origin: str) -> NoReturn:
     if is_mldsa(data):
         raise mldsa_is_missing()
-    _refuse(argument, rule, origin, "PEM that does not decode", _REMEDY)
+    received = "PEM that does not decode"
+    if b"ENCRYPTION PRIVATE KEY" in data:
+        received = "a key for encryption, which does not sign,"
+    _refuse(argument, rule, origin, received, _REMEDY)
 
 
 def read_pem(source: Any, argument: str, what: str = "") -> tuple[bytes, str]:

@@ -299,6 +299,11 @@ def _path_for_keras(path: str, weights_only: bool, encrypted: bool) -> str:
             "`encrypt_to` must say for whom a file is encrypted. Received: "
             f"filepath={path!r} and encrypt_to=None. Name a public key, or another ending."
         )
+    if path.endswith(".weights.h5") and not weights_only:
+        raise ValueError(
+            "`filepath` must not end in '.weights.h5' unless save_weights_only=True. Received: "
+            f"filepath={path!r}. Pass save_weights_only=True, or name the model like 'model.keras'."
+        )
     if not _has_no_ending(path):
         return path
     if weights_only:

@@ -13,6 +13,7 @@ from keras_modelsec.integrity import (
     algorithms,
     generate_keys,
 )
+from keras_modelsec.integrity.encryption_keys import generate_encryption_keys
 from keras_modelsec.integrity.key_loading import load_signing_key, load_trusted_keys
 
 
@@ -93,6 +94,13 @@ def test_other_kinds_and_curves_are_refused(foreign_keys, name):
 def test_public_key_in_place_of_a_private_one(raw_key):
     with pytest.raises(KeyFormatError, match=r"`signing_key` must be a private key.*other file"):
         load_signing_key(public_pem(raw_key))
+
+
+@pytest.mark.parametrize("password", [None, b"secret"])
+def test_key_for_encryption_in_place_of_one_for_signing(tmp_path, password):
+    pair = generate_encryption_keys(tmp_path / "k.key", password=password)
+    with pytest.raises(KeyFormatError, match=r"a key for encryption, which does not sign"):
+        load_signing_key(pair.private_path)
 
 
 def test_private_key_in_place_of_a_public_one(raw_key):

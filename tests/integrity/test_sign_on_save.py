@@ -198,6 +198,7 @@ def test_key_reaches_no_file(tmp_path, pem, key):
         ("{epoch.keras", None, {}, ValueError, "valid format string"),
         (b"m.keras", None, {}, TypeError, "`filepath` must be"),
         ("m.keras", None, {"save_weights_only": True}, ValueError, r"\.weights\.h5"),
+        ("m.weights.h5", None, {}, ValueError, "Pass save_weights_only=True"),
         ("m.keras", None, {"save_freq": "never"}, ValueError, "save_freq"),
         ("m.keras", None, {"unknown": 1}, TypeError, "unknown"),
     ],
