@@ -7,7 +7,7 @@ and model_statement.py.
 import dataclasses
 import datetime
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def make_signature(
 
     Raises:
         ValueError: If the model has no file, or so many that the signature grows past what
-            `verify` reads.
+            `verify` reads, or a name that it refuses.
     """
     if not manifest.digests:
         raise ValueError(
@@ -58,6 +58,7 @@ def make_signature(
             "Save the model there first."
         )
     payload = statement.to_bytes(manifest, ignore_paths=sorted(ignored))
+    _check_readable(lambda: statement.from_bytes(payload, own_names=ignored))
     data = Envelope.sign(payload, key, certificates).to_bytes()
     _check_size(data, MAX_SIGNATURE_BYTES, len(manifest.digests))
     return data
@@ -67,16 +68,29 @@ def make_statement(said: ModelStatement, keys: Sequence[SigningKey]) -> bytes:
     """The statement file's bytes, signed by each key.
 
     Raises:
-        ValueError: If the model has no file, or the statement grows past what `verify` reads.
+        ValueError: If the model has no file, or the statement grows past what `verify` reads, or
+            says what `verify` refuses.
     """
     if not said.files:
         raise ValueError(
             "`path` must hold at least one file. Received: an empty folder. "
             "Save the model there first."
         )
-    data = DsseEnvelope.sign(said.to_bytes(), keys).to_bytes()
+    payload = said.to_bytes()
+    _check_readable(lambda: ModelStatement.from_bytes(payload))
+    data = DsseEnvelope.sign(payload, keys).to_bytes()
     _check_size(data, MAX_ENVELOPE_BYTES, len(said.files))
     return data
+
+
+def _check_readable(read: Callable[[], object]) -> None:
+    """Refuses to sign what `verify` would then refuse to read, in place of what it read before."""
+    try:
+        read()
+    except SignatureError as error:
+        raise ValueError(
+            f"What is signed must be what `verify` accepts. {error} Choose another name or version."
+        ) from None
 
 
 def _check_size(data: bytes, limit: int, count: int) -> None:

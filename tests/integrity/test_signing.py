@@ -169,3 +169,32 @@ def test_encoding_of_what_is_signed_is_that_of_dsse():
 def test_signature_is_compact_ascii_json(signed_folder):
     data = signed_folder.signature.read_bytes()
     assert json.dumps(json.loads(data), separators=(",", ":")).encode() == data
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"version": 2**53 + 1}, r"`version` must be an integer from 1 to 2\*\*53"),
+        ({"name": "a\udcffb"}, "`model` must be valid Unicode"),
+        ({"name": 5}, "`model` must be a string"),
+    ],
+)
+def test_nothing_is_signed_that_would_not_verify(tmp_path, key, public, option, message):
+    model = tmp_path / "model.bin"
+    model.write_bytes(b"bytes")
+    sign(model, key)
+    with pytest.raises(ValueError, match=message):
+        sign(model, key, **option)
+    verify(model, public)  # by what was there
+
+
+@POSIX
+def test_model_whose_name_is_no_unicode_needs_another_name(tmp_path, key):
+    model = tmp_path / os.fsdecode(b"mod\xff.bin")
+    try:
+        model.write_bytes(b"bytes")
+    except OSError:
+        pytest.skip("the file system takes Unicode names only")
+    with pytest.raises(ValueError, match="must be valid Unicode"):
+        sign(model, key)
+    assert list(tmp_path.iterdir()) == [model]
