@@ -4,11 +4,16 @@ import argparse
 import json
 from typing import Any
 
+from keras_modelsec.cli.model_tables import clean
 from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.cli.progress import progress_bar
 from keras_modelsec.cli.trust_options import add_trust_options, trusted_from
+from keras_modelsec.integrity import files
+from keras_modelsec.integrity.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
 from keras_modelsec.integrity.errors import WrongPasswordError
 from keras_modelsec.integrity.key_loading import load_signing_key
+from keras_modelsec.integrity.model_statement import ModelStatement
+from keras_modelsec.integrity.places import Places
 from keras_modelsec.integrity.secrets import Password
 from keras_modelsec.integrity.signing import sign
 from keras_modelsec.integrity.signing_key import SigningKey
@@ -74,10 +79,19 @@ def run_sign(options: argparse.Namespace) -> dict[str, Any]:
             reuse_unchanged=options.reuse_unchanged,
             progress=progress,
         )
+    apart = files.absolute_path(options.signature) if options.signature else None
+    place = Places.of(files.absolute_path(options.path), apart).statement
+    envelope = DsseEnvelope.from_bytes(files.read_limited(place, MAX_ENVELOPE_BYTES))
+    statement = ModelStatement.from_bytes(envelope.payload)
+    written = " and ".join(dict.fromkeys([str(signature), str(place)]))
     return {
         "path": options.path,
         "signature": str(signature),
-        "message": f"Signed {options.path}: {signature}",
+        "statement": str(place),
+        "model": statement.model,
+        "version": statement.version,
+        "message": f"Signed {options.path} as version {statement.version} of "
+        f"{clean(statement.model)!r}: {written}",
     }
 
 

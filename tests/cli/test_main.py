@@ -150,7 +150,14 @@ def test_json_output_of_each_command(folder, capsys):
     assert code == 0
     assert json.loads(out)["public"] == str(folder / "owner.pub")
     code, out, _ = run(capsys, "sign", "model.bin", "--key", "owner.pem", "--json")
-    expected = {"ok": True, "path": "model.bin", "signature": str(folder / "model.bin.sig")}
+    expected = {
+        "ok": True,
+        "path": "model.bin",
+        "signature": str(folder / "model.bin.sig"),
+        "statement": str(folder / "model.bin.modelsec.json"),
+        "model": "model.bin",
+        "version": 1,
+    }
     assert json.loads(out) == expected
     code, out, _ = run(capsys, "verify", "model.bin", "--key", "owner.pub", "--json")
     assert json.loads(out) == {"ok": True, "path": "model.bin"}

@@ -125,3 +125,24 @@ def test_provenance_that_is_cut_says_so(signed, capsys):
     capsys.readouterr()
     assert main(["inspect", str(path), "--key", str(key)]) == 0
     assert "nnn... (--json has it all)" in capsys.readouterr().out
+
+
+def test_signing_tells_which_version_it_stated(signed, tmp_path, capsys):
+    """Another key begins at 1 again, which nobody should learn from a refusal."""
+    path, key = signed
+    given = ["sign", str(path), "--key", str(key.with_suffix(".pem"))]
+    capsys.readouterr()
+    assert main(given) == 0
+    said = capsys.readouterr().out
+    assert f"as version 2 of '{path.name}': {path}.sig and {path}.modelsec.json\n" in said
+    main(["keygen", str(tmp_path / "e.pem"), "--algorithm", "ed25519"])
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    for options, version in (([], 1), (["--model-version", "9"], 9)):
+        capsys.readouterr()
+        command = ["sign", str(path), "--key", str(tmp_path / "e.pem"), "--json", *options]
+        assert main([*command, "--signature", str(apart / "m.sig")]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert (said["model"], said["version"]) == (path.name, version)
+        assert said["statement"] == said["signature"]
+        assert os.listdir(apart) == [os.path.basename(said["statement"])]
