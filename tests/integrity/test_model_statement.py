@@ -165,7 +165,7 @@ def test_every_malformed_field_fails_even_if_the_owner_signed_it(
     value = forger.own_statement(stated_folder.signature)
     value["predicate"]["provenance"] = {}  # anything may stand there
     for record in value["predicate"]["files"]:
-        record.pop("fingerprint", None)  # there only if the files were old enough; free to the owner
+        record.pop("fingerprint", None)  # which is free to the owner, too
     for (path, new), text in mutations(value, json_tools):
         if path[:2] == ("predicate", "provenance") and path[2:] + (new,) != ("removed",):
             continue
