@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,10 +12,11 @@ import keras
 from keras_modelsec._core import keras_internals as internals
 from keras_modelsec._core.checks import check_boolean, check_integer
 from keras_modelsec.integrity import files
+from keras_modelsec.integrity.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
 from keras_modelsec.integrity.errors import SignatureError
 from keras_modelsec.integrity.key_loading import PrivateKeySource, load_signing_key
 from keras_modelsec.integrity.loading import load_verified_weights
-from keras_modelsec.integrity.model_statement import read_statement
+from keras_modelsec.integrity.model_statement import ModelStatement
 from keras_modelsec.integrity.places import Places
 from keras_modelsec.integrity.secrets import Password
 from keras_modelsec.integrity.signed_saving import Release, recover, save_signed
@@ -94,8 +97,14 @@ class SignedBackupAndRestore(keras.callbacks.Callback):
             )
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        load_verified_weights(model, self._weights, key)
-        internals.set_initial_epoch(model, self._signed_epoch())
+        place = Places.of(self._weights).statement
+        data, epoch = _read_backup(place, Trust({key.hint: key}))
+        # The weights must be what this very statement is on: by now another may lie in its place.
+        with tempfile.TemporaryDirectory(prefix="keras-modelsec-") as folder:
+            copy = Places.of(Path(folder, self._weights.name))
+            copy.statement.write_bytes(data)
+            load_verified_weights(model, self._weights, key, signature_path=copy.signature)
+        internals.set_initial_epoch(model, epoch)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts batches anew."""
@@ -131,15 +140,25 @@ class SignedBackupAndRestore(keras.callbacks.Callback):
             Release(provenance=facts),
         )
 
-    def _signed_epoch(self) -> int:
-        """The epoch to go on with, from the statement on the weights."""
-        key = self._keys[0].verifying_key
-        place = Places.of(self._weights).statement
-        epoch = read_statement(place, Trust({key.hint: key})).provenance.get(_FACTS, {})
-        if not isinstance(epoch, dict) or type(epoch.get("epoch")) is not int:
-            raise SignatureError(
-                "A backup's statement must name the epoch. Received: "
-                f"{str(place)!r}, which does not. It was not written by SignedBackupAndRestore: "
-                "choose another `backup_dir`."
-            )
-        return int(epoch["epoch"])
+
+def _read_backup(place: Path, trust: Trust) -> tuple[bytes, int]:
+    """The statement on the weights, and the epoch to go on with, which it names."""
+    try:
+        data = files.read_limited(place, MAX_ENVELOPE_BYTES)
+        said = ModelStatement.from_bytes(DsseEnvelope.from_bytes(data).verified_payload(trust))
+    except FileNotFoundError:
+        raise SignatureError(
+            f"A backup must come with its statement. Received: no file at {str(place)!r}. "
+            "Put it back, or choose another `backup_dir`."
+        ) from None
+    except SignatureError as error:
+        error.args = (f"{str(place)!r}: {error}",)
+        raise
+    facts = said.provenance.get(_FACTS, {})
+    if not isinstance(facts, dict) or type(facts.get("epoch")) is not int:
+        raise SignatureError(
+            "A backup's statement must name the epoch. Received: "
+            f"{str(place)!r}, which does not. It was not written by SignedBackupAndRestore: "
+            "choose another `backup_dir`."
+        )
+    return data, int(facts["epoch"])

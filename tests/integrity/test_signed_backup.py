@@ -9,6 +9,7 @@ from keras_modelsec.integrity import (
     SignedBackupAndRestore,
     TamperedModelError,
     sign,
+    signed_backup,
     verify,
 )
 
@@ -99,7 +100,7 @@ def test_backup_by_another_key_or_by_none_is_refused(interrupted, key, other_key
     for path in interrupted.iterdir():
         if path.suffix in (".sig", ".json"):
             path.unlink()
-    with pytest.raises(SignatureError, match="must come with its signature"):
+    with pytest.raises(SignatureError, match="must come with its statement"):
         fit(make_model(), SignedBackupAndRestore(interrupted, key))
 
 
@@ -147,3 +148,32 @@ def test_unbuilt_model_is_named(interrupted, key):
     model.compile("adam", "mse")
     with pytest.raises(ValueError, match="must be built"):
         fit(model, SignedBackupAndRestore(interrupted, key))
+
+
+def test_backup_without_its_statement_is_refused_before_a_weight_changes(interrupted, key):
+    (interrupted / "latest.weights.h5.modelsec.json").unlink()
+    model = make_model()
+    before = model.get_weights()[0]
+    with pytest.raises(SignatureError, match="must come with its statement"):
+        fit(model, SignedBackupAndRestore(interrupted, key))
+    np.testing.assert_array_equal(model.get_weights()[0], before)
+
+
+def test_epoch_is_that_of_the_statement_on_the_weights(interrupted, key, monkeypatch):
+    """Who may write to the folder exchanges the statement for an older one as soon as it is read"""
+    place = interrupted / "latest.weights.h5.modelsec.json"
+    newest = place.read_bytes()
+    older = interrupted.parent / "older"
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), SignedBackupAndRestore(older, key), Interrupt(1))
+    place.write_bytes((older / place.name).read_bytes())  # epoch 1, of other weights
+    (interrupted / "latest.weights.h5.sig").unlink()
+    load = signed_backup.load_verified_weights
+
+    def exchange_and_load(*args, **options):
+        place.write_bytes(newest)
+        load(*args, **options)
+
+    monkeypatch.setattr(signed_backup, "load_verified_weights", exchange_and_load)
+    with pytest.raises(TamperedModelError):
+        fit(make_model(), SignedBackupAndRestore(interrupted, key))
