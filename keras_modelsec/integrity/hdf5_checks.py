@@ -149,7 +149,8 @@ class _Walk:
             if kind.committed() or kind.get_class() not in (*_NUMBERS, h5t.STRING):
                 _refuse("have attributes of numbers and texts only", name)
             if isinstance(kind, h5t.TypeStringID) and kind.is_variable_str():
-                self.check_heaps()
+                if self._legacy or isinstance(item, h5d.DatasetID):
+                    self.check_heaps()  # Keras reads no others: the groups' names it only writes
                 self._check_texts(name, item, attribute)
 
     def _check_texts(self, name: str, item: Any, attribute: Any) -> None:
