@@ -48,7 +48,7 @@ from keras_modelsec.integrity.parity_statement import (
 from keras_modelsec.integrity.places import Places
 from keras_modelsec.integrity.secrets import Password
 from keras_modelsec.integrity.signed_saving import staging_folder
-from keras_modelsec.integrity.signing import make_statement
+from keras_modelsec.integrity.signing import check_readable, make_statement
 from keras_modelsec.integrity.signing_key import SigningKey
 from keras_modelsec.integrity.trust import Trust
 from keras_modelsec.integrity.verifying import read_signature
@@ -232,6 +232,7 @@ def _write(
     """Writes all parts of a parity file; returns the signed envelope."""
     draft = _draft(model, evidence, redundancy)
     draft = replace(draft, record_bytes=_record_bytes(draft, keys))
+    check_readable(lambda: ParityStatement.from_bytes(draft.to_bytes()))
     with ThreadPoolExecutor(1) as pool, model.stream as stream:
         digests = pool.submit(model.digests)
         blocks, parity = write_parity(file, draft, stream, progress)

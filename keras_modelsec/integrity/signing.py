@@ -58,7 +58,7 @@ def make_signature(
             "Save the model there first."
         )
     payload = statement.to_bytes(manifest, ignore_paths=sorted(ignored))
-    _check_readable(lambda: statement.from_bytes(payload, own_names=ignored))
+    check_readable(lambda: statement.from_bytes(payload, own_names=ignored))
     data = Envelope.sign(payload, key, certificates).to_bytes()
     _check_size(data, MAX_SIGNATURE_BYTES, len(manifest.digests))
     return data
@@ -77,14 +77,21 @@ def make_statement(said: ModelStatement, keys: Sequence[SigningKey]) -> bytes:
             "Save the model there first."
         )
     payload = said.to_bytes()
-    _check_readable(lambda: ModelStatement.from_bytes(payload))
+    check_readable(lambda: ModelStatement.from_bytes(payload))
     data = DsseEnvelope.sign(payload, keys).to_bytes()
     _check_size(data, MAX_ENVELOPE_BYTES, len(said.files))
     return data
 
 
-def _check_readable(read: Callable[[], object]) -> None:
-    """Refuses to sign what `verify` would then refuse to read, in place of what it read before."""
+def check_readable(read: Callable[[], object]) -> None:
+    """Refuses to sign what would then be refused, in place of what was there and good.
+
+    Args:
+        read: Reads what is to be signed as `verify` will.
+
+    Raises:
+        ValueError: If that fails.
+    """
     try:
         read()
     except SignatureError as error:

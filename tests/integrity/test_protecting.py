@@ -169,3 +169,14 @@ def test_progress_reaches_the_end(model, key):
     seen = []
     protect(model, key, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (300_000, 300_000)
+
+
+def test_no_parity_is_made_that_repair_would_refuse(tmp_path, key):
+    model = tmp_path / os.fsdecode(b"mod\xff.bin")
+    try:
+        model.write_bytes(b"bytes" * 1000)
+    except OSError:
+        pytest.skip("the file system takes Unicode names only")
+    with pytest.raises(ValueError, match="must be valid Unicode"):
+        protect(model, key)
+    assert list(tmp_path.iterdir()) == [model]
