@@ -25,6 +25,7 @@ from keras_modelsec.integrity.signing_key import VerifyingKey, check_makes_opens
 _LEAST_RSA_BITS = 2048
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _GOOD_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_OTHERS = ", whose certificate states another, or none"
 
 # Critical extensions that are looked at below. Name constraints are refused even if not critical.
 _UNDERSTOOD = {
@@ -173,10 +174,10 @@ def _check_signer(certificate: x509.Certificate) -> None:
         _refuse("The signer's certificate", "not be an authority's", _name(certificate))
     usage = _extension(certificate, x509.KeyUsage)
     if usage is None or not usage.digital_signature or usage.key_cert_sign:
-        _refuse("The signer's key usage", "be digitalSignature", _name(certificate))
+        _refuse("The signer's key usage", "be digitalSignature", _name(certificate) + _OTHERS)
     extended = _extension(certificate, x509.ExtendedKeyUsage)
     if extended is None or ExtendedKeyUsageOID.CODE_SIGNING not in extended:
-        _refuse("The signer's extended key usage", "be codeSigning", _name(certificate))
+        _refuse("The signer's extended key usage", "be codeSigning", _name(certificate) + _OTHERS)
 
 
 def _check_authority(certificate: x509.Certificate, below: int) -> None:
@@ -190,7 +191,7 @@ def _check_authority(certificate: x509.Certificate, below: int) -> None:
         _refuse("An authority", "keep to its path length", received)
     usage = _extension(certificate, x509.KeyUsage)
     if usage is None or not usage.key_cert_sign:
-        _refuse("An authority's key usage", "be keyCertSign", name)
+        _refuse("An authority's key usage", "be keyCertSign", name + _OTHERS)
     extended = _extension(certificate, x509.ExtendedKeyUsage)
     allowed = (ExtendedKeyUsageOID.CODE_SIGNING, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
     if extended is not None and not any(usage in extended for usage in allowed):
