@@ -140,8 +140,6 @@ def _write_vouchers(
     data = {places.statement: make_statement(said, keys)}
     if keys[0].verifying_key.makes_openssf:
         data[places.signature] = make_signature(said.manifest, keys[0])
-    elif os.path.lexists(places.signature):
-        places.signature.unlink()  # of a key that made one; the statement beside it still vouches
     vouchers = {place: staged.parent / place.name for place in data}
     for place, path in vouchers.items():
         path.write_bytes(data[place])
@@ -151,12 +149,19 @@ def _write_vouchers(
 
 def _put_in_place(staged: Path, vouchers: Mapping[Path, Path], target: Path) -> None:
     pending = {place: _pending(place) for place in vouchers}
+    signature = Places.of(target).signature
+    old = staged.parent / signature.name if signature not in vouchers else None
     try:
         for place, path in vouchers.items():
             os.replace(path, pending[place])
+        if old is not None:  # of a key that made one; the statement beside it still vouches
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(signature, old)
         files.sync_folder(target.parent)
         files.replace(staged, target)
     except BaseException:
+        if old is not None and os.path.lexists(old):
+            os.replace(old, signature)
         for path in pending.values():
             with contextlib.suppress(OSError):
                 path.unlink()

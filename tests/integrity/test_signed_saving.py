@@ -10,8 +10,16 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from keras_modelsec.integrity import CheckpointError, TamperedModelError, sign, verify
+from keras_modelsec.integrity import (
+    CheckpointError,
+    TamperedModelError,
+    load_signing_key,
+    sign,
+    signed_saving,
+    verify,
+)
 from keras_modelsec.integrity.signed_saving import recover, save_signed, staging_folder
 
 WHOLE = ["model.keras", "model.keras.modelsec.json", "model.keras.sig"]
@@ -290,3 +298,28 @@ def test_unsigned_model_is_replaced_by_a_signed_one(target, key, public):
     target.write_bytes(b"unsigned")
     with pytest.raises(TamperedModelError):
         verify(target, public)
+
+
+def test_failed_save_keeps_an_earlier_keys_signature(tmp_path, key, public, monkeypatch):
+    target = tmp_path / "model.keras"
+    target.write_bytes(b"good")
+    sign(target, key)
+    (tmp_path / WHOLE[1]).unlink()  # as another tool signs: NAME.sig is all there is
+    newer = load_signing_key(ed25519.Ed25519PrivateKey.generate())
+
+    def write(path):
+        Path(path).write_bytes(b"new")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("sync_file", "replace"):  # while signing; when all else is in place
+        with monkeypatch.context() as patch:
+            patch.setattr(signed_saving.files, name, fail)
+            with pytest.raises(CheckpointError):
+                save_signed(write, target, [newer])
+        verify(target, public)
+        assert sorted(p.name for p in tmp_path.iterdir()) == [WHOLE[0], WHOLE[2]]
+    save_signed(write, target, [newer])
+    verify(target, [public, newer.verifying_key])
+    assert sorted(p.name for p in tmp_path.iterdir()) == WHOLE[:2]
