@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from keras_modelsec.integrity.errors import SignatureError
 
@@ -25,6 +25,7 @@ _MAX_WORKERS = 8
 
 Progress: TypeAlias = Callable[[int, int], None] | None
 Cut: TypeAlias = tuple[int, int]  # offset and length of a leaf
+_Result = TypeVar("_Result")
 
 
 def leaf_digests(data: "bytes | bytearray | memoryview") -> list[bytes]:
@@ -136,6 +137,21 @@ def _split(view: memoryview, batch: list[Cut]) -> list[bytes]:
     return [_digest(view[offset - start : offset - start + length]) for offset, length in batch]
 
 
+def _submit(
+    pool: ThreadPoolExecutor, function: Callable[..., _Result], *args: Any
+) -> "Future[_Result]":
+    """As `pool.submit`; while the interpreter exits, which starts no more threads, it is done here.
+
+    A checkpoint that is being signed on another thread then is still finished.
+    """
+    try:
+        return pool.submit(function, *args)
+    except RuntimeError:
+        done: Future[_Result] = Future()
+        done.set_result(function(*args))
+        return done
+
+
 def hash_leaves(
     file: BinaryIO,
     cuts: Sequence[Cut],
@@ -180,7 +196,7 @@ def hash_leaves(
                 progress(sum(done), total)
 
     with ThreadPoolExecutor(workers) as pool:
-        others = [pool.submit(work, worker) for worker in range(1, workers)]
+        others = [_submit(pool, work, worker) for worker in range(1, workers)]
         try:
             work(0)  # in this thread, so that Ctrl-C and `progress` arrive here
             for other in others:
@@ -218,7 +234,7 @@ def hash_whole_and_leaves(
             end = batch[-1][0] + batch[-1][1]
             view = buffers[index % len(buffers)][: end - batch[0][0]]
             read(view, batch[0][0])
-            waiting.append(pool.submit(_split, view, batch))
+            waiting.append(_submit(pool, _split, view, batch))
             whole.update(view)
             if progress:
                 progress(end, total)

@@ -1,6 +1,8 @@
 """Leaves cover a file without gap or overlap, and every way of hashing gives the same digests."""
 
 import hashlib
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -123,3 +125,24 @@ def test_tree_digest_changes_with_every_byte(size, at):
     if size:
         data[int(at * size)] ^= 1
         assert tree_digest(leaf_digests(data)) != before
+
+
+def test_hashing_on_another_thread_is_finished_while_the_interpreter_exits(tmp_path):
+    path = tmp_path / "model"
+    path.write_bytes(b"x" * (3 << 20))
+    program = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from keras_modelsec.integrity.hashing import hash_leaves, hash_whole_and_leaves, leaf_cuts
+
+def work():
+    time.sleep(0.5)
+    with open(sys.argv[1], "rb", buffering=0) as file:
+        cuts = leaf_cuts(3 << 20)
+        whole, leaves = hash_whole_and_leaves(file, cuts)
+        print(leaves == hash_leaves(file, cuts), flush=True)
+
+ThreadPoolExecutor(1).submit(work)
+"""
+    command = [sys.executable, "-c", program, str(path)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "True\n"
