@@ -1,7 +1,9 @@
 """How long training pauses for a signed checkpoint, against `keras.callbacks.ModelCheckpoint`.
 
 Both save the same model in the same run, in turns; the pause is the time the callback takes at the
-end of an epoch. `until_signed` is how long a checkpoint takes until it is in place.
+end of an epoch. `model_checkpoint` writes a new file each time, as ours does; `in_place` writes over
+its last one, which the system can do faster and a kill can leave half done. `until_signed` is how
+long a checkpoint takes until it is in place.
 
     python benchmarks/sign_on_save.py --mib 500 --repeats 5
 
@@ -43,7 +45,8 @@ def measure(folder: Path, mib: int, repeats: int) -> dict[str, list[float]]:
     model = make_model(mib)
     key = ms.generate_keys(folder / "owner.pem").private_path
     callbacks = {
-        "model_checkpoint": keras.callbacks.ModelCheckpoint(folder / "plain.keras"),
+        "model_checkpoint": keras.callbacks.ModelCheckpoint(folder / "plain-{epoch}.keras"),
+        "model_checkpoint_in_place": keras.callbacks.ModelCheckpoint(folder / "plain.keras"),
         "sign_on_save": ms.SignOnSave(folder / "ours.keras", key),
         "sign_on_save_waiting": ms.SignOnSave(folder / "waiting.keras", key, background=False),
     }
@@ -59,6 +62,7 @@ def measure(folder: Path, mib: int, repeats: int) -> dict[str, list[float]]:
             callback.on_train_end()  # waits for what goes on in the background
             if name == "sign_on_save":
                 times["until_signed"].append(time.perf_counter() - start)
+            (folder / f"plain-{epoch}.keras").unlink(missing_ok=True)
             os.sync()  # what one has left to the disk must not slow the next
     return {name: values[1:] for name, values in times.items()}  # the first round warms up
 

@@ -129,6 +129,7 @@ def add_verify(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("path", metavar="PATH", help="the file or folder")
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
+    parser.add_argument("--name", help="the name it must have been signed under (default: any)")
     add_trust_options(parser)
     parser.set_defaults(command=run_verify, verifies=True)
     return parser
@@ -141,6 +142,7 @@ def run_verify(options: argparse.Namespace) -> dict[str, Any]:
             options.path,
             trusted_from(options),
             signature_path=options.signature,
+            expected_name=options.name,
             progress=progress,
         )
     return {"path": options.path, "message": f"Verified {options.path}"}

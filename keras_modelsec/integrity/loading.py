@@ -43,6 +43,7 @@ def load_verified_model(
     trusted_keys: TrustedKeys,
     *,
     signature_path: "str | os.PathLike[str] | None" = None,
+    expected_name: str | None = None,
     custom_objects: Mapping[str, Any] | None = None,
     compile: bool = True,
     allow: Collection[str] = (),
@@ -73,6 +74,7 @@ def load_verified_model(
             `model.save(path, zipped=False)` wrote, or a SavedModel folder of `model.export`.
         trusted_keys: As in `verify`.
         signature_path: Where the signature is. Defaults to `path` with ".sig" added.
+        expected_name: The name it must have been signed under, as in `verify`. Default None: any.
         custom_objects: As in `keras.models.load_model`. This package's classes need no mention.
         compile: Whether to compile the model as it was saved. Default True.
         allow: Which code-carrying parts the model may have, if you trust the code as you trust the
@@ -107,7 +109,7 @@ def load_verified_model(
     """
     check_boolean("compile", compile)
     permissions = Permissions(check_allow(allow), dict(custom_objects or {}))
-    source = _verified(path, trusted_keys, signature_path, _MODEL_ENDINGS, progress)
+    source = _verified(path, trusted_keys, signature_path, _MODEL_ENDINGS, progress, expected_name)
     with source as (copy, shown):
         if (copy / "saved_model.pb").is_file():
             return _load_saved_model(copy, shown, permissions, call_endpoint)
@@ -134,6 +136,7 @@ def load_verified_weights(
     trusted_keys: TrustedKeys,
     *,
     signature_path: "str | os.PathLike[str] | None" = None,
+    expected_name: str | None = None,
     progress: Progress = None,
 ) -> None:
     """Loads a model's weights, from exactly the bytes that a trusted key signed.
@@ -149,6 +152,7 @@ def load_verified_weights(
             for an Orbax checkpoint, to `model.load_weights`.
         trusted_keys: As in `verify`.
         signature_path: Where the signature is. Defaults to `path` with ".sig" added.
+        expected_name: The name it must have been signed under, as in `verify`. Default None: any.
         progress: Called with bytes done and bytes in all while the file is verified.
 
     Raises:
@@ -163,7 +167,7 @@ def load_verified_weights(
     ms.load_verified_weights(model, "best.weights.h5", "owner.pub")
     ```
     """
-    source = _verified(path, trusted_keys, signature_path, _WEIGHT_ENDINGS, progress)
+    source = _verified(path, trusted_keys, signature_path, _WEIGHT_ENDINGS, progress, expected_name)
     with source as (copy, shown):
         if copy.is_file():
             check_file(copy, shown, Permissions(weights_only=True))
@@ -181,6 +185,7 @@ def _verified(
     signature_path: Any,
     endings: tuple[str, ...],
     progress: Progress,
+    expected_name: str | None,
 ) -> Iterator[tuple[Path, Path]]:
     """Yields a verified copy, and the original's path for messages."""
     shown = files.absolute_path(path)
@@ -189,7 +194,8 @@ def _verified(
         name += _check_ending(shown, endings)
     _refuse_unsafe_mode()
     signature = files.absolute_path(signature_path) if signature_path else None
-    with private_copy(shown, load_trust(trusted_keys), signature, name, progress) as copy:
+    trust = load_trust(trusted_keys)
+    with private_copy(shown, trust, signature, name, progress, expected_name) as copy:
         yield copy, shown
 
 

@@ -165,7 +165,9 @@ class TrustStore(TrustStoreContents):
         """Refuses older versions of a model from now on.
 
         Args:
-            model: The name it is signed under, or "*" for every model; both hold then.
+            model: The name it is signed under, or "*" for every model; both hold then. A reader
+                must say which model is meant (`verify(expected_name=)`): an old model that was
+                signed under another name is no older version of this one.
             version: The lowest accepted version, >= 1.
 
         Raises:

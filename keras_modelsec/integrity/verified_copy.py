@@ -31,6 +31,7 @@ def verified_copy(
     trusted_keys: TrustedKeys,
     *,
     signature_path: "str | os.PathLike[str] | None" = None,
+    expected_name: str | None = None,
     progress: Progress = None,
 ) -> Iterator[Path]:
     """Yields the path of a private, read-only copy of exactly the bytes that a trusted key signed.
@@ -53,6 +54,7 @@ def verified_copy(
         path: A signed file or folder. Symbolic links, in it or to it, are refused.
         trusted_keys: As in `verify`.
         signature_path: Where the signature is. Defaults to `path` with ".sig" added.
+        expected_name: As in `verify`.
         progress: Called with bytes done and bytes in all while the copy is made.
 
     Yields:
@@ -72,13 +74,20 @@ def verified_copy(
     model_path = files.absolute_path(path)
     signature = files.absolute_path(signature_path) if signature_path else None
     trust = load_trust(trusted_keys)
-    with private_copy(model_path, trust, signature, model_path.name, progress) as copy:
+    with private_copy(
+        model_path, trust, signature, model_path.name, progress, expected_name
+    ) as copy:
         yield copy
 
 
 @contextlib.contextmanager
 def private_copy(
-    path: Path, trust: Trust, signature: Path | None, name: str, progress: Progress = None
+    path: Path,
+    trust: Trust,
+    signature: Path | None,
+    name: str,
+    progress: Progress = None,
+    expected_name: str | None = None,
 ) -> Iterator[Path]:
     """Yields a verified copy of `path` under the name `name`; see `verified_copy`.
 
@@ -95,7 +104,7 @@ def private_copy(
             return compare(path, guide, skip=skip, copy_to=copy, progress=progress)
 
         try:
-            check_model(path, trust, copy_and_compare, signature)
+            check_model(path, trust, copy_and_compare, signature, expected_name)
             _set_modes(copy, 0o400, 0o500)
             yield copy
         finally:

@@ -52,6 +52,7 @@ def verify(
     trusted_keys: TrustedKeys,
     *,
     signature_path: "str | os.PathLike[str] | None" = None,
+    expected_name: str | None = None,
     progress: Progress = None,
 ) -> None:
     """Returns None if the model is exactly what a trusted key signed; raises otherwise.
@@ -75,6 +76,9 @@ def verify(
         signature_path: Where the signature is; the statement is beside it. Defaults to `path` with
             ".sig" added; pending ones ("NAME.sig.next"), left when `SignOnSave` was killed between
             its renames, then count too if they verify.
+        expected_name: The name it must have been signed under (`sign(name=...)`), or None for any.
+            Without it, another model of the same owner in the model's place verifies, and a lowest
+            version is looked up by the name that was signed.
         progress: Called with bytes done and bytes in all.
 
     Raises:
@@ -102,11 +106,15 @@ def verify(
         return compare(model_path, guide, skip=skip, progress=progress)
 
     explicit = files.absolute_path(signature_path) if signature_path else None
-    check_model(model_path, trust, read_model, explicit)
+    check_model(model_path, trust, read_model, explicit, expected_name)
 
 
 def check_model(
-    model_path: Path, trust: Trust, read_model: ReadModel, signature_path: Path | None
+    model_path: Path,
+    trust: Trust,
+    read_model: ReadModel,
+    signature_path: Path | None,
+    expected_name: str | None = None,
 ) -> Evidence:
     """Compares what `read_model` finds with what was signed.
 
@@ -117,6 +125,7 @@ def check_model(
         trust: Whom the signatures may be by.
         read_model: Reads the model.
         signature_path: An absolute path, or None for the place beside the model.
+        expected_name: The name it must have been signed under, or None for any.
 
     Returns:
         What the trusted keys say of it.
@@ -133,9 +142,9 @@ def check_model(
             continue
         found = read_model(expected[0].statement, skip)
         again = read_evidence(places, trust, skip, pending=signature_path is None)
-        for item in (*expected, *again):
-            if _agree(item.manifest, found.manifest):
-                return check_accepted(item, trust)
+        agreeing = [item for item in (*expected, *again) if _agree(item.manifest, found.manifest)]
+        if agreeing:
+            return _first_accepted(agreeing, trust, expected_name)
         if again == expected:
             break
     if not expected:
@@ -150,8 +159,23 @@ def check_model(
     raise difference(normal, found.manifest, model_path, found.tensor_names())
 
 
-def check_accepted(evidence: Evidence, trust: Trust) -> Evidence:
+def _first_accepted(
+    agreeing: Sequence[Evidence], trust: Trust, expected_name: str | None
+) -> Evidence:
+    """The first evidence that is accepted: one in place may be older than one that is pending."""
+    refusal: SignatureError | None = None
+    for item in agreeing:
+        try:
+            return check_accepted(item, trust, expected_name)
+        except SignatureError as error:
+            refusal = refusal or error
+    raise refusal or SignatureError("A model must come with evidence. Received: none.")
+
+
+def check_accepted(evidence: Evidence, trust: Trust, expected_name: str | None = None) -> Evidence:
     """Returns the evidence if the trust store, if there is one, is content with it."""
+    if expected_name is not None:
+        _check_name(evidence.statement, expected_name)
     said = evidence.statement
     if said is None and trust.requires_statement:
         raise SignatureError(
@@ -164,6 +188,15 @@ def check_accepted(evidence: Evidence, trust: Trust) -> Evidence:
     name, version = (said.model, said.version) if said else (evidence.manifest.model_name, None)
     trust.check_model(name, version, {root, *digests.values()})
     return evidence
+
+
+def _check_name(said: ModelStatement | None, expected: str) -> None:
+    if said is None or said.model != expected:
+        found = "no statement, which alone has a name" if said is None else repr(said.model)
+        raise SignatureError(
+            f"A model must have been signed under the name that is expected ({expected!r}). "
+            f"Received: {found}. Sign it with `name=`, or load the right file."
+        )
 
 
 def read_evidence(

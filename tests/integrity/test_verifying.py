@@ -7,12 +7,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from keras_modelsec.integrity import (
     KeyFormatError,
+    RolledBackError,
     SignatureError,
     SigningKey,
     TamperedModelError,
+    TrustStore,
     UnsafePathError,
     UntrustedKeyError,
     sign,
+    verified_copy,
     verify,
 )
 
@@ -266,3 +269,45 @@ def test_pending_signature_must_be_trusted_and_does_not_excuse_a_bad_one(
     pending.write_bytes(b"junk")
     signed_file.signature.write_bytes(good)
     verify(signed_file.path, public)
+
+
+def test_another_model_of_the_same_owner_is_not_the_one_that_was_asked_for(tmp_path, key, public):
+    old, asked = tmp_path / "old.bin", tmp_path / "asked.bin"
+    old.write_bytes(b"an old model, under another name")
+    asked.write_bytes(b"the new one")
+    sign(old, key, name="b")
+    sign(asked, key, name="a", version=5)
+    store = TrustStore()
+    store.add(public)
+    store.set_lowest_version("a", 5)
+    verify(asked, store, expected_name="a")
+    for suffix in ("", ".sig", ".modelsec.json"):
+        os.replace(f"{old}{suffix}", f"{asked}{suffix}")
+    verify(asked, store)  # nobody said which model was meant
+    with pytest.raises(SignatureError, match="under the name that is expected"):
+        verify(asked, store, expected_name="a")
+    with (
+        pytest.raises(SignatureError, match="under the name that is expected"),
+        verified_copy(asked, public, expected_name="a"),
+    ):
+        pass
+    os.unlink(f"{asked}.modelsec.json")
+    with pytest.raises(SignatureError, match="no statement"):
+        verify(asked, public, expected_name="a")
+
+
+def test_pending_statement_counts_where_the_one_in_place_is_too_old(signed_file, key, public):
+    """A model signed again, version 2, killed before the statement took its place."""
+    store = TrustStore()
+    store.add(public)
+    sign(signed_file.path, key, name="m", version=1)
+    place = signed_file.path.with_name("model.bin.modelsec.json")
+    older = place.read_bytes()
+    sign(signed_file.path, key, version=2)
+    os.replace(place, f"{place}.next")
+    place.write_bytes(older)
+    store.set_lowest_version("m", 2)
+    verify(signed_file.path, store)
+    store.set_lowest_version("m", 3)
+    with pytest.raises(RolledBackError):
+        verify(signed_file.path, store)
