@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import keras_modelsec as ms
-from keras_modelsec.integrity.encrypted_stream import EncryptingWriter
-from keras_modelsec.integrity.key_slots import locks_for
+from keras_modelsec.integrity.encryption.encrypted_stream import EncryptingWriter
+from keras_modelsec.integrity.encryption.key_slots import locks_for
 
 MIB = 1 << 20
 KEY = bytes(32)

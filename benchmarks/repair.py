@@ -16,9 +16,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from keras_modelsec.integrity.protecting import protect
-from keras_modelsec.integrity.repairing import repair
-from keras_modelsec.integrity.signing_key import SigningKey
+from keras_modelsec.integrity.keys.signing_key import SigningKey
+from keras_modelsec.integrity.parity.protecting import protect
+from keras_modelsec.integrity.parity.repairing import repair
 
 _PIECE = 16 << 20
 

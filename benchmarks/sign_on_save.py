@@ -1,9 +1,9 @@
 """How long training pauses for a signed checkpoint, against `keras.callbacks.ModelCheckpoint`.
 
 Both save the same model in the same run, in turns; the pause is the time the callback takes at the
-end of an epoch. `model_checkpoint` writes a new file each time, as ours does; `in_place` writes over
-its last one, which the system can do faster and a kill can leave half done. `until_signed` is how
-long a checkpoint takes until it is in place.
+end of an epoch. `model_checkpoint` writes a new file each time, as ours does; `in_place` writes
+over its last one, which the system can do faster and a kill can leave half done. `until_signed` is
+how long a checkpoint takes until it is in place.
 
     python benchmarks/sign_on_save.py --mib 500 --repeats 5
 

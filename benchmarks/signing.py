@@ -31,7 +31,7 @@ from model_signing import signing, verifying
 
 import keras_modelsec as ms
 from keras_modelsec.integrity import files
-from keras_modelsec.integrity.fingerprints import fingerprint
+from keras_modelsec.integrity.signatures.fingerprints import fingerprint
 
 MIB = 1 << 20
 

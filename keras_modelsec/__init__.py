@@ -24,29 +24,29 @@ _NAMES = {
     "PrivacyBudget": "keras_modelsec.privacy.privacy_budget",
     "PrivacyBudgetExceeded": "keras_modelsec.privacy.privacy_budget",
     # integrity
-    "ActivationGuard": "keras_modelsec.integrity.activation_guard",
-    "IntegrityGuard": "keras_modelsec.integrity.integrity_guard",
-    "guard_activations": "keras_modelsec.integrity.guarding",
-    "SignOnSave": "keras_modelsec.integrity.sign_on_save",
-    "SignedBackupAndRestore": "keras_modelsec.integrity.signed_backup",
+    "ActivationGuard": "keras_modelsec.integrity.guards.activation_guard",
+    "IntegrityGuard": "keras_modelsec.integrity.guards.integrity_guard",
+    "guard_activations": "keras_modelsec.integrity.guards.guarding",
+    "SignOnSave": "keras_modelsec.integrity.signatures.sign_on_save",
+    "SignedBackupAndRestore": "keras_modelsec.integrity.signatures.signed_backup",
     "SignatureError": "keras_modelsec.integrity.errors",
     "UnrepairableError": "keras_modelsec.integrity.errors",
     "TamperedModelError": "keras_modelsec.integrity.errors",
-    "TrustStore": "keras_modelsec.integrity.trust_store",
-    "generate_keys": "keras_modelsec.integrity.keys",
-    "decrypt_file": "keras_modelsec.integrity.file_encryption",
-    "encrypt_file": "keras_modelsec.integrity.file_encryption",
-    "load_encrypted": "keras_modelsec.integrity.encrypted_models",
-    "load_encrypted_weights": "keras_modelsec.integrity.encrypted_models",
-    "load_verified_model": "keras_modelsec.integrity.loading",
-    "load_verified_weights": "keras_modelsec.integrity.loading",
-    "locate_tampering": "keras_modelsec.integrity.locating",
-    "save_encrypted": "keras_modelsec.integrity.encrypted_models",
-    "protect": "keras_modelsec.integrity.protecting",
-    "repair": "keras_modelsec.integrity.repairing",
-    "sign": "keras_modelsec.integrity.signing",
-    "verified_copy": "keras_modelsec.integrity.verified_copy",
-    "verify": "keras_modelsec.integrity.verifying",
+    "TrustStore": "keras_modelsec.integrity.keys.trust_store",
+    "generate_keys": "keras_modelsec.integrity.keys.keys",
+    "decrypt_file": "keras_modelsec.integrity.encryption.file_encryption",
+    "encrypt_file": "keras_modelsec.integrity.encryption.file_encryption",
+    "load_encrypted": "keras_modelsec.integrity.encryption.encrypted_models",
+    "load_encrypted_weights": "keras_modelsec.integrity.encryption.encrypted_models",
+    "load_verified_model": "keras_modelsec.integrity.loaders.loading",
+    "load_verified_weights": "keras_modelsec.integrity.loaders.loading",
+    "locate_tampering": "keras_modelsec.integrity.damage.locating",
+    "save_encrypted": "keras_modelsec.integrity.encryption.encrypted_models",
+    "protect": "keras_modelsec.integrity.parity.protecting",
+    "repair": "keras_modelsec.integrity.parity.repairing",
+    "sign": "keras_modelsec.integrity.signatures.signing",
+    "verified_copy": "keras_modelsec.integrity.loaders.verified_copy",
+    "verify": "keras_modelsec.integrity.signatures.verifying",
     # watermark
     "WatermarkMonitor": "keras_modelsec.watermark.watermark_monitor",
     "WatermarkRegularizer": "keras_modelsec.watermark.watermark_regularizer",
@@ -64,7 +64,7 @@ _NAMESPACES = {
 
 # Classes that saved files name: Keras finds them after `import keras_modelsec` alone.
 _SERIALIZABLE = {
-    "ActivationGuard": "keras_modelsec.integrity.activation_guard",
+    "ActivationGuard": "keras_modelsec.integrity.guards.activation_guard",
     "SecureModel": "keras_modelsec.secure_model",
     "SecureFunctional": "keras_modelsec.secure_model",
     "AdversarialTraining": "keras_modelsec.robustness.adversarial_training",
@@ -82,31 +82,31 @@ __all__ = ["__version__", *_NAMES, *_NAMESPACES]
 if TYPE_CHECKING:
     from keras_modelsec import integrity, layers, privacy, watermark
     from keras_modelsec._core.export import export_plain
-    from keras_modelsec.integrity.activation_guard import ActivationGuard
-    from keras_modelsec.integrity.encrypted_models import (
+    from keras_modelsec.integrity.damage.locating import locate_tampering
+    from keras_modelsec.integrity.encryption.encrypted_models import (
         load_encrypted,
         load_encrypted_weights,
         save_encrypted,
     )
+    from keras_modelsec.integrity.encryption.file_encryption import decrypt_file, encrypt_file
     from keras_modelsec.integrity.errors import (
         SignatureError,
         TamperedModelError,
         UnrepairableError,
     )
-    from keras_modelsec.integrity.file_encryption import decrypt_file, encrypt_file
-    from keras_modelsec.integrity.guarding import guard_activations
-    from keras_modelsec.integrity.integrity_guard import IntegrityGuard
-    from keras_modelsec.integrity.keys import generate_keys
-    from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
-    from keras_modelsec.integrity.locating import locate_tampering
-    from keras_modelsec.integrity.protecting import protect
-    from keras_modelsec.integrity.repairing import repair
-    from keras_modelsec.integrity.sign_on_save import SignOnSave
-    from keras_modelsec.integrity.signed_backup import SignedBackupAndRestore
-    from keras_modelsec.integrity.signing import sign
-    from keras_modelsec.integrity.trust_store import TrustStore
-    from keras_modelsec.integrity.verified_copy import verified_copy
-    from keras_modelsec.integrity.verifying import verify
+    from keras_modelsec.integrity.guards.activation_guard import ActivationGuard
+    from keras_modelsec.integrity.guards.guarding import guard_activations
+    from keras_modelsec.integrity.guards.integrity_guard import IntegrityGuard
+    from keras_modelsec.integrity.keys.keys import generate_keys
+    from keras_modelsec.integrity.keys.trust_store import TrustStore
+    from keras_modelsec.integrity.loaders.loading import load_verified_model, load_verified_weights
+    from keras_modelsec.integrity.loaders.verified_copy import verified_copy
+    from keras_modelsec.integrity.parity.protecting import protect
+    from keras_modelsec.integrity.parity.repairing import repair
+    from keras_modelsec.integrity.signatures.sign_on_save import SignOnSave
+    from keras_modelsec.integrity.signatures.signed_backup import SignedBackupAndRestore
+    from keras_modelsec.integrity.signatures.signing import sign
+    from keras_modelsec.integrity.signatures.verifying import verify
     from keras_modelsec.privacy.dp_mixin import DPMixin
     from keras_modelsec.privacy.dp_optimizer import DPOptimizer
     from keras_modelsec.privacy.privacy_budget import PrivacyBudget, PrivacyBudgetExceeded

@@ -1,5 +1,5 @@
 """Layers of this package, under one name: `ms.layers`. Re-exports only."""
 
-from keras_modelsec.integrity.activation_guard import ActivationGuard
+from keras_modelsec.integrity.guards.activation_guard import ActivationGuard
 
 __all__ = ["ActivationGuard"]

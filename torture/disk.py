@@ -78,7 +78,7 @@ class SaveSigned(Operation):
     """What SignOnSave does, with bytes in place of a model."""
 
     def run(self, folder):
-        from keras_modelsec.integrity.signed_saving import save_signed
+        from keras_modelsec.integrity.signatures.signed_saving import save_signed
 
         data = material.random_bytes(SIZE, 1)
         save_signed(lambda path: Path(path).write_bytes(data), self.model, [material.OWNER])
@@ -96,7 +96,7 @@ class SaveSignedFolder(Operation):
             (place / name).write_bytes(data)
 
     def run(self, folder):
-        from keras_modelsec.integrity.signed_saving import save_signed
+        from keras_modelsec.integrity.signatures.signed_saving import save_signed
 
         save_signed(lambda path: self.write(Path(path), 7), self.model, [material.OWNER])
 

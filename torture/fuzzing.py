@@ -45,7 +45,7 @@ class Believing:
 
 
 def believing_trust():
-    from keras_modelsec.integrity.trust import Trust
+    from keras_modelsec.integrity.keys.trust import Trust
 
     class Everybody(Trust):
         def find(self, hint):
@@ -71,7 +71,7 @@ def at_path(parse, ending):
 
 def openssf_bundle():
     from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.envelope import Envelope
+    from keras_modelsec.integrity.signatures.envelope import Envelope
 
     def target(data):
         read = Envelope.from_bytes(data)
@@ -82,14 +82,15 @@ def openssf_bundle():
 
 
 def openssf_statement():
-    from keras_modelsec.integrity import SignatureError, statement
+    from keras_modelsec.integrity import SignatureError
+    from keras_modelsec.integrity.signatures import statement
 
     return lambda data: statement.from_bytes(data), SignatureError
 
 
 def dsse_envelope():
     from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.dsse import DsseEnvelope
+    from keras_modelsec.integrity.signatures.dsse import DsseEnvelope
 
     def target(data):
         read = DsseEnvelope.from_bytes(data)
@@ -101,7 +102,7 @@ def dsse_envelope():
 
 def model_statement():
     from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.model_statement import ModelStatement
+    from keras_modelsec.integrity.signatures.model_statement import ModelStatement
 
     def target(data):
         read = ModelStatement.from_bytes(data)
@@ -119,14 +120,14 @@ def private_key():
 
 def public_key():
     from keras_modelsec.integrity import KeyFormatError
-    from keras_modelsec.integrity.key_loading import load_verifying_key
+    from keras_modelsec.integrity.keys.key_loading import load_verifying_key
 
     return lambda data: load_verifying_key(data).hint, KeyFormatError
 
 
 def wrapped_secret():
     from keras_modelsec.integrity import KeyFormatError
-    from keras_modelsec.integrity.passphrase import check_blob
+    from keras_modelsec.integrity.keys.passphrase import check_blob
 
     return check_blob, KeyFormatError
 
@@ -143,7 +144,7 @@ def encryption_key():
 
 def encryption_header():
     from keras_modelsec.integrity import DecryptionError
-    from keras_modelsec.integrity.encryption_format import parse_header
+    from keras_modelsec.integrity.encryption.encryption_format import parse_header
 
     def target(data):
         if not data.startswith(parse_header(data).to_bytes()):
@@ -154,8 +155,8 @@ def encryption_header():
 
 def encrypted_file():
     from keras_modelsec.integrity import DecryptionError
-    from keras_modelsec.integrity.encrypted_stream import EncryptedFile
-    from keras_modelsec.integrity.key_slots import openers_for
+    from keras_modelsec.integrity.encryption.encrypted_stream import EncryptedFile
+    from keras_modelsec.integrity.encryption.key_slots import openers_for
 
     openers = openers_for(bytes(range(32)))
 
@@ -169,7 +170,7 @@ def encrypted_file():
 
 def parity_statement():
     from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.parity_statement import ParityStatement
+    from keras_modelsec.integrity.parity.parity_statement import ParityStatement
 
     def target(data):
         read = ParityStatement.from_bytes(data)
@@ -181,7 +182,7 @@ def parity_statement():
 
 def parity_file():
     from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.parity_file import ParityFile
+    from keras_modelsec.integrity.parity.parity_file import ParityFile
 
     def parse(path):
         parity = ParityFile(path, believing_trust())
@@ -196,7 +197,7 @@ def parity_file():
 
 def trust_store():
     from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.trust_store_contents import TrustStoreContents
+    from keras_modelsec.integrity.keys.trust_store_contents import TrustStoreContents
 
     def target(data):
         read = TrustStoreContents.from_bytes(data)
@@ -231,7 +232,7 @@ def root_certificates():
 
 def zip_archive():
     from keras_modelsec.integrity import UnsafeModelError
-    from keras_modelsec.integrity.zip_checks import read_members
+    from keras_modelsec.integrity.loaders.zip_checks import read_members
 
     def target(data):
         members = read_members(io.BytesIO(data))
@@ -245,7 +246,7 @@ def zip_archive():
 
 def hdf5_file():
     from keras_modelsec.integrity import UnsafeModelError
-    from keras_modelsec.integrity.hdf5_checks import check_hdf5
+    from keras_modelsec.integrity.loaders.hdf5_checks import check_hdf5
 
     def target(data):
         check_hdf5(io.BytesIO(data[1:]), legacy=bool(data[:1] > b"\x7f"))
@@ -255,14 +256,14 @@ def hdf5_file():
 
 def keras_archive():
     from keras_modelsec.integrity import UnsafeModelError
-    from keras_modelsec.integrity.keras_archive import Permissions, check_archive
+    from keras_modelsec.integrity.loaders.keras_archive import Permissions, check_archive
 
     return lambda data: check_archive(io.BytesIO(data), Permissions()), UnsafeModelError
 
 
 def configuration():
     from keras_modelsec.integrity import UnsafeModelError
-    from keras_modelsec.integrity.config_checks import check_config
+    from keras_modelsec.integrity.loaders.config_checks import check_config
 
     def target(data):
         for legacy in (False, True):
@@ -273,13 +274,13 @@ def configuration():
 
 
 def tensor_layout():
-    from keras_modelsec.integrity.tensor_layout import read_tensor_layout
+    from keras_modelsec.integrity.signatures.tensor_layout import read_tensor_layout
 
     return at_path(read_tensor_layout, ".keras"), ()
 
 
 def tensor_layout_hdf5():
-    from keras_modelsec.integrity.tensor_layout import read_tensor_layout
+    from keras_modelsec.integrity.signatures.tensor_layout import read_tensor_layout
 
     return at_path(read_tensor_layout, ".weights.h5"), ()
 
@@ -417,8 +418,8 @@ def _encrypted():
 
 
 def _encrypted_small():
-    from keras_modelsec.integrity.encrypted_stream import EncryptingWriter
-    from keras_modelsec.integrity.key_slots import locks_for
+    from keras_modelsec.integrity.encryption.encrypted_stream import EncryptingWriter
+    from keras_modelsec.integrity.encryption.key_slots import locks_for
 
     file = io.BytesIO()
     with EncryptingWriter(file, locks_for(bytes(range(32))), chunk_bytes=256) as writer:
@@ -429,7 +430,7 @@ def _encrypted_small():
 
 def _parity():
     from keras_modelsec.integrity import protect, sign
-    from keras_modelsec.integrity.parity_file import ParityFile
+    from keras_modelsec.integrity.parity.parity_file import ParityFile
 
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.bin"

@@ -4,9 +4,9 @@ import base64
 import json
 
 from keras_modelsec.integrity import SignatureError, protect, repair, sign, verify
-from keras_modelsec.integrity.dsse import DsseEnvelope
-from keras_modelsec.integrity.parity_file import ParityFile, record
-from keras_modelsec.integrity.trust import load_trust
+from keras_modelsec.integrity.keys.trust import load_trust
+from keras_modelsec.integrity.parity.parity_file import ParityFile, record
+from keras_modelsec.integrity.signatures.dsse import DsseEnvelope
 from torture import material
 from torture.damage import damage, edit_json, spell
 from torture.subjects import Subject, UnsoundError

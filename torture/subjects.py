@@ -23,19 +23,18 @@ from keras_modelsec.integrity import (
     decrypt_file,
     encrypt_file,
     load_signing_key,
-    passphrase,
-    pem_encryption,
     sign,
     verify,
 )
-from keras_modelsec.integrity.dsse import DsseEnvelope
-from keras_modelsec.integrity.encrypted_stream import EncryptingWriter
-from keras_modelsec.integrity.envelope import Envelope, pre_authentication_encoding
-from keras_modelsec.integrity.key_loading import load_verifying_key
-from keras_modelsec.integrity.key_slots import locks_for
-from keras_modelsec.integrity.manifest import Manifest
-from keras_modelsec.integrity.statement import to_bytes as statement_bytes
-from keras_modelsec.integrity.trust_store_file import PAYLOAD_TYPE as STORE_TYPE
+from keras_modelsec.integrity.encryption.encrypted_stream import EncryptingWriter
+from keras_modelsec.integrity.encryption.key_slots import locks_for
+from keras_modelsec.integrity.keys import passphrase, pem_encryption
+from keras_modelsec.integrity.keys.key_loading import load_verifying_key
+from keras_modelsec.integrity.keys.trust_store_file import PAYLOAD_TYPE as STORE_TYPE
+from keras_modelsec.integrity.signatures.dsse import DsseEnvelope
+from keras_modelsec.integrity.signatures.envelope import Envelope, pre_authentication_encoding
+from keras_modelsec.integrity.signatures.manifest import Manifest
+from keras_modelsec.integrity.signatures.statement import to_bytes as statement_bytes
 from torture import material
 from torture.damage import damage, edit_json, spell
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.cli.progress import progress_bar
-from keras_modelsec.integrity.file_encryption import decrypt_file, encrypt_file
-from keras_modelsec.integrity.key_slots import Passphrase
+from keras_modelsec.integrity.encryption.file_encryption import decrypt_file, encrypt_file
+from keras_modelsec.integrity.encryption.key_slots import Passphrase
 
 _PHRASE = "passphrase"
 

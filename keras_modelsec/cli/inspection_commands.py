@@ -18,12 +18,12 @@ from keras_modelsec.cli.model_tables import (
 from keras_modelsec.cli.progress import progress_bar
 from keras_modelsec.cli.trust_options import add_trust_options, trusted_from
 from keras_modelsec.integrity import files
-from keras_modelsec.integrity.describing import Comparison, compare
 from keras_modelsec.integrity.errors import SignatureError
-from keras_modelsec.integrity.hashing import Progress
-from keras_modelsec.integrity.model_statement import ModelStatement
-from keras_modelsec.integrity.trust import Trust, load_trust
-from keras_modelsec.integrity.verifying import Evidence, check_model, verify
+from keras_modelsec.integrity.keys.trust import Trust, load_trust
+from keras_modelsec.integrity.signatures.describing import Comparison, compare
+from keras_modelsec.integrity.signatures.hashing import Progress
+from keras_modelsec.integrity.signatures.model_statement import ModelStatement
+from keras_modelsec.integrity.signatures.verifying import Evidence, check_model, verify
 
 
 def _load(module: str) -> Any:
@@ -56,7 +56,7 @@ def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `inspect`."""
     path, trust = files.absolute_path(options.path), _trust(options)
     signature = files.absolute_path(options.signature) if options.signature else None
-    found = _load("inspecting").inspect_model(path, signature)
+    found = _load("damage.inspecting").inspect_model(path, signature)
     with progress_bar("Hashing", json=options.json) as progress:
         evidence, reason = _verify(path, trust, signature, progress)
     said = evidence.statement if evidence else found.statement
@@ -128,7 +128,7 @@ def run_diff(options: argparse.Namespace) -> dict[str, Any]:
         for path in (options.one, options.other):
             verify(path, trust)
     paths = [files.absolute_path(path) for path in (options.one, options.other)]
-    found = _load("model_difference").compare_models(*paths)
+    found = _load("damage.model_difference").compare_models(*paths)
     return {
         "one": options.one,
         "other": options.other,
@@ -159,7 +159,7 @@ def add_locate(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_locate(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `locate`."""
-    locate_tampering = _load("locating").locate_tampering
+    locate_tampering = _load("damage.locating").locate_tampering
     with progress_bar("Hashing", json=options.json) as progress:
         report = locate_tampering(
             options.path,

@@ -4,9 +4,9 @@ import argparse
 from typing import Any
 
 from keras_modelsec.cli.passwords import add_password_options, password_from
-from keras_modelsec.integrity.algorithms import ALGORITHMS, CURVES
-from keras_modelsec.integrity.encryption_keys import generate_encryption_keys
-from keras_modelsec.integrity.keys import WRAPPINGS, generate_keys
+from keras_modelsec.integrity.encryption.encryption_keys import generate_encryption_keys
+from keras_modelsec.integrity.keys.algorithms import ALGORITHMS, CURVES
+from keras_modelsec.integrity.keys.keys import WRAPPINGS, generate_keys
 
 
 def add_keygen(subparsers: Any) -> argparse.ArgumentParser:

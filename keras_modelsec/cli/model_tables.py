@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from keras_modelsec.integrity.model_statement import ModelStatement
-from keras_modelsec.integrity.tensor_layout import TensorRecord
+from keras_modelsec.integrity.signatures.model_statement import ModelStatement
+from keras_modelsec.integrity.signatures.tensor_layout import TensorRecord
 
 VERIFIED, NOT_VERIFIED, UNSIGNED = "VERIFIED", "NOT VERIFIED", "NOT SIGNED"
 _MOST_TENSORS = 1000

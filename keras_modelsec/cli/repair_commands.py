@@ -40,7 +40,7 @@ def add_protect(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_protect(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `protect`."""
-    protect = _load("protecting").protect
+    protect = _load("parity.protecting").protect
     with progress_bar("Encoding", json=options.json) as progress:
         parity = protect(
             options.path,
@@ -78,7 +78,7 @@ def add_repair(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_repair(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `repair`."""
-    repair = _load("repairing").repair
+    repair = _load("parity.repairing").repair
     with progress_bar("Repairing", json=options.json) as progress:
         report = repair(
             options.path,

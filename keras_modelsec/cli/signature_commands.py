@@ -9,15 +9,15 @@ from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.cli.progress import progress_bar
 from keras_modelsec.cli.trust_options import add_trust_options, trusted_from
 from keras_modelsec.integrity import files
-from keras_modelsec.integrity.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
 from keras_modelsec.integrity.errors import WrongPasswordError
-from keras_modelsec.integrity.key_loading import load_signing_key
-from keras_modelsec.integrity.model_statement import ModelStatement
-from keras_modelsec.integrity.places import Places
+from keras_modelsec.integrity.keys.key_loading import load_signing_key
+from keras_modelsec.integrity.keys.signing_key import SigningKey
 from keras_modelsec.integrity.secrets import Password
-from keras_modelsec.integrity.signing import sign
-from keras_modelsec.integrity.signing_key import SigningKey
-from keras_modelsec.integrity.verifying import verify
+from keras_modelsec.integrity.signatures.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
+from keras_modelsec.integrity.signatures.model_statement import ModelStatement
+from keras_modelsec.integrity.signatures.places import Places
+from keras_modelsec.integrity.signatures.signing import sign
+from keras_modelsec.integrity.signatures.verifying import verify
 
 
 def add_sign(subparsers: Any) -> argparse.ArgumentParser:

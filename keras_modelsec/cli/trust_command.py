@@ -13,13 +13,13 @@ from typing import Any
 
 from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.integrity import files
-from keras_modelsec.integrity.describing import compare
 from keras_modelsec.integrity.errors import ConcurrentChangeError, WrongPasswordError
-from keras_modelsec.integrity.key_loading import load_signing_key, load_verifying_key
+from keras_modelsec.integrity.keys.key_loading import load_signing_key, load_verifying_key
+from keras_modelsec.integrity.keys.signing_key import SigningKey
+from keras_modelsec.integrity.keys.trust_store import TrustStore
 from keras_modelsec.integrity.secrets import Password
-from keras_modelsec.integrity.signing_key import SigningKey
-from keras_modelsec.integrity.statement import root_digest
-from keras_modelsec.integrity.trust_store import TrustStore
+from keras_modelsec.integrity.signatures.describing import compare
+from keras_modelsec.integrity.signatures.statement import root_digest
 
 _ATTEMPTS = 8  # against other writers
 

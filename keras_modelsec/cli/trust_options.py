@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from keras_modelsec.integrity.certificates import TrustedRoots
-from keras_modelsec.integrity.trust_store import TrustStore
+from keras_modelsec.integrity.keys.certificates import TrustedRoots
+from keras_modelsec.integrity.keys.trust_store import TrustStore
 
 
 def add_trust_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

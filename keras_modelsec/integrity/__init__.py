@@ -1,18 +1,20 @@
-"""Integrity: sign, verify, and load exactly what was verified.
+"""Integrity: sign, verify, and load exactly what was verified; find damage, repair it, hide, guard.
 
-Only names that need Keras are resolved on first use, so that signing and verifying files does not
+One folder a subject: `keys` (and trust), `signatures`, `loaders`, `damage` (what differs), `parity`
+(and repair), `guards`, `encryption`; what all of them use lies beside this file. Only names that need Keras are resolved on first use, so that signing and verifying files does not
 import it.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from keras_modelsec.integrity.certificates import TrustedRoots, load_certificate_chain
-from keras_modelsec.integrity.encryption_keys import (
+from keras_modelsec.integrity.encryption.encryption_keys import (
     EncryptionPrivateKey,
     EncryptionPublicKey,
     generate_encryption_keys,
 )
+from keras_modelsec.integrity.encryption.file_encryption import decrypt_file, encrypt_file
+from keras_modelsec.integrity.encryption.key_slots import Passphrase
 from keras_modelsec.integrity.errors import (
     ChangedFile,
     CheckpointError,
@@ -32,71 +34,70 @@ from keras_modelsec.integrity.errors import (
     UntrustedKeyError,
     WrongPasswordError,
 )
-from keras_modelsec.integrity.external_signer import ExternalSigner
-from keras_modelsec.integrity.file_encryption import decrypt_file, encrypt_file
-from keras_modelsec.integrity.key_loading import load_signing_key
-from keras_modelsec.integrity.key_slots import Passphrase
-from keras_modelsec.integrity.keys import KeyPair, generate_keys
+from keras_modelsec.integrity.keys.certificates import TrustedRoots, load_certificate_chain
+from keras_modelsec.integrity.keys.external_signer import ExternalSigner
+from keras_modelsec.integrity.keys.key_loading import load_signing_key
+from keras_modelsec.integrity.keys.keys import KeyPair, generate_keys
+from keras_modelsec.integrity.keys.signing_key import SigningKey, VerifyingKey
+from keras_modelsec.integrity.keys.trust_store import TrustStore
+from keras_modelsec.integrity.loaders.verified_copy import verified_copy
 from keras_modelsec.integrity.secrets import EnvironmentVariable
-from keras_modelsec.integrity.signing import sign
-from keras_modelsec.integrity.signing_key import SigningKey, VerifyingKey
-from keras_modelsec.integrity.trust_store import TrustStore
-from keras_modelsec.integrity.verified_copy import verified_copy
-from keras_modelsec.integrity.verifying import verify
+from keras_modelsec.integrity.signatures.signing import sign
+from keras_modelsec.integrity.signatures.verifying import verify
 
 if TYPE_CHECKING:
-    from keras_modelsec.integrity.activation_guard import (
-        ActivationGuard,
-        ActivationReport,
-        activation_reports,
-    )
-    from keras_modelsec.integrity.encrypted_models import (
-        load_encrypted,
-        load_encrypted_weights,
-        save_encrypted,
-    )
-    from keras_modelsec.integrity.guarding import guard_activations
-    from keras_modelsec.integrity.integrity_guard import IntegrityGuard
-    from keras_modelsec.integrity.loading import load_verified_model, load_verified_weights
-    from keras_modelsec.integrity.locating import locate_tampering
-    from keras_modelsec.integrity.protecting import protect
-    from keras_modelsec.integrity.repair_report import RepairReport
-    from keras_modelsec.integrity.repairing import repair
-    from keras_modelsec.integrity.sign_on_save import SignOnSave
-    from keras_modelsec.integrity.signed_backup import SignedBackupAndRestore
-    from keras_modelsec.integrity.tamper_report import (
+    from keras_modelsec.integrity.damage.locating import locate_tampering
+    from keras_modelsec.integrity.damage.tamper_report import (
         ChunkDamage,
         FileDamage,
         Shift,
         TamperReport,
         TensorDamage,
     )
-    from keras_modelsec.integrity.value_changes import ValueChanges
+    from keras_modelsec.integrity.damage.value_changes import ValueChanges
+    from keras_modelsec.integrity.encryption.encrypted_models import (
+        load_encrypted,
+        load_encrypted_weights,
+        save_encrypted,
+    )
+    from keras_modelsec.integrity.guards.activation_guard import (
+        ActivationGuard,
+        ActivationReport,
+        activation_reports,
+    )
+    from keras_modelsec.integrity.guards.guarding import guard_activations
+    from keras_modelsec.integrity.guards.integrity_guard import IntegrityGuard
+    from keras_modelsec.integrity.loaders.loading import load_verified_model, load_verified_weights
+    from keras_modelsec.integrity.parity.protecting import protect
+    from keras_modelsec.integrity.parity.repair_report import RepairReport
+    from keras_modelsec.integrity.parity.repairing import repair
+    from keras_modelsec.integrity.signatures.sign_on_save import SignOnSave
+    from keras_modelsec.integrity.signatures.signed_backup import SignedBackupAndRestore
 
 _NEED_KERAS = {
-    "ActivationGuard": "keras_modelsec.integrity.activation_guard",
-    "ActivationReport": "keras_modelsec.integrity.activation_guard",
-    "IntegrityGuard": "keras_modelsec.integrity.integrity_guard",
-    "activation_reports": "keras_modelsec.integrity.activation_guard",
-    "guard_activations": "keras_modelsec.integrity.guarding",
-    "SignOnSave": "keras_modelsec.integrity.sign_on_save",
-    "load_encrypted": "keras_modelsec.integrity.encrypted_models",
-    "load_encrypted_weights": "keras_modelsec.integrity.encrypted_models",
-    "save_encrypted": "keras_modelsec.integrity.encrypted_models",
-    "SignedBackupAndRestore": "keras_modelsec.integrity.signed_backup",
-    "load_verified_model": "keras_modelsec.integrity.loading",
-    "load_verified_weights": "keras_modelsec.integrity.loading",
+    "ActivationGuard": "keras_modelsec.integrity.guards.activation_guard",
+    "ActivationReport": "keras_modelsec.integrity.guards.activation_guard",
+    "IntegrityGuard": "keras_modelsec.integrity.guards.integrity_guard",
+    "activation_reports": "keras_modelsec.integrity.guards.activation_guard",
+    "guard_activations": "keras_modelsec.integrity.guards.guarding",
+    "SignOnSave": "keras_modelsec.integrity.signatures.sign_on_save",
+    "load_encrypted": "keras_modelsec.integrity.encryption.encrypted_models",
+    "load_encrypted_weights": "keras_modelsec.integrity.encryption.encrypted_models",
+    "save_encrypted": "keras_modelsec.integrity.encryption.encrypted_models",
+    "SignedBackupAndRestore": "keras_modelsec.integrity.signatures.signed_backup",
+    "load_verified_model": "keras_modelsec.integrity.loaders.loading",
+    "load_verified_weights": "keras_modelsec.integrity.loaders.loading",
     # these need numpy
-    "ChunkDamage": "keras_modelsec.integrity.tamper_report",
-    "FileDamage": "keras_modelsec.integrity.tamper_report",
-    "RepairReport": "keras_modelsec.integrity.repair_report",
-    "Shift": "keras_modelsec.integrity.tamper_report",
-    "TamperReport": "keras_modelsec.integrity.tamper_report",
-    "TensorDamage": "keras_modelsec.integrity.tamper_report",
-    "ValueChanges": "keras_modelsec.integrity.value_changes",
-    "locate_tampering": "keras_modelsec.integrity.locating",
-    "protect": "keras_modelsec.integrity.protecting",
-    "repair": "keras_modelsec.integrity.repairing",
+    "ChunkDamage": "keras_modelsec.integrity.damage.tamper_report",
+    "FileDamage": "keras_modelsec.integrity.damage.tamper_report",
+    "RepairReport": "keras_modelsec.integrity.parity.repair_report",
+    "Shift": "keras_modelsec.integrity.damage.tamper_report",
+    "TamperReport": "keras_modelsec.integrity.damage.tamper_report",
+    "TensorDamage": "keras_modelsec.integrity.damage.tamper_report",
+    "ValueChanges": "keras_modelsec.integrity.damage.value_changes",
+    "locate_tampering": "keras_modelsec.integrity.damage.locating",
+    "protect": "keras_modelsec.integrity.parity.protecting",
+    "repair": "keras_modelsec.integrity.parity.repairing",
 }
 
 __all__ = [

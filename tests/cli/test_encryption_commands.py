@@ -5,7 +5,7 @@ import pytest
 
 from keras_modelsec.cli import passwords
 from keras_modelsec.cli.main import main
-from keras_modelsec.integrity import passphrase
+from keras_modelsec.integrity.keys import passphrase
 
 PLAIN = b"the weights" * 1000
 

@@ -11,8 +11,8 @@ import pytest
 
 from keras_modelsec.cli.main import main
 from keras_modelsec.cli.model_tables import difference_text, tensor_lines
-from keras_modelsec.integrity.model_difference import ModelDifference, TensorChange
-from keras_modelsec.integrity.tensor_layout import TensorRecord
+from keras_modelsec.integrity.damage.model_difference import ModelDifference, TensorChange
+from keras_modelsec.integrity.signatures.tensor_layout import TensorRecord
 
 COMMAND = [sys.executable, "-m", "keras_modelsec.cli.main"]
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from keras_modelsec.integrity.dsse import DsseEnvelope
-from keras_modelsec.integrity.envelope import Envelope, pre_authentication_encoding
-from keras_modelsec.integrity.model_statement import statement_path_of
-from keras_modelsec.integrity.signing import sign
-from keras_modelsec.integrity.signing_key import SigningKey
+from keras_modelsec.integrity.keys.signing_key import SigningKey
+from keras_modelsec.integrity.signatures.dsse import DsseEnvelope
+from keras_modelsec.integrity.signatures.envelope import Envelope, pre_authentication_encoding
+from keras_modelsec.integrity.signatures.model_statement import statement_path_of
+from keras_modelsec.integrity.signatures.signing import sign
 
 
 @pytest.fixture(scope="session")

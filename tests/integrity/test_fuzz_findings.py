@@ -11,10 +11,10 @@ from keras_modelsec.integrity import (
     load_signing_key,
     protect,
 )
-from keras_modelsec.integrity.model_statement import ModelStatement, read_statement
-from keras_modelsec.integrity.parity_file import ParityFile
-from keras_modelsec.integrity.parity_statement import ParityStatement
-from keras_modelsec.integrity.trust import load_trust
+from keras_modelsec.integrity.keys.trust import load_trust
+from keras_modelsec.integrity.parity.parity_file import ParityFile
+from keras_modelsec.integrity.parity.parity_statement import ParityStatement
+from keras_modelsec.integrity.signatures.model_statement import ModelStatement, read_statement
 
 
 def pem(label, body):

@@ -1,0 +1,1 @@
+"""What is different, where, and by how much."""

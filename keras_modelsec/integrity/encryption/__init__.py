@@ -1,0 +1,1 @@
+"""Secrecy at rest."""

@@ -1,0 +1,1 @@
+"""Guards for weights and intermediate values while a model runs."""

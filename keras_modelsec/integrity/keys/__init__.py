@@ -1,0 +1,1 @@
+"""Keys, certificates and trust: who signs, and whom a reader believes."""

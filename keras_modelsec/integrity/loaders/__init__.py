@@ -1,0 +1,1 @@
+"""Loading what was verified, and nothing but a model."""

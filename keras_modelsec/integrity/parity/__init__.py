@@ -1,0 +1,1 @@
+"""Parity for models, and repair from it."""
