@@ -1,8 +1,8 @@
 """Integrity: sign, verify, and load exactly what was verified; find damage, repair it, hide, guard.
 
 One folder a subject: `keys` (and trust), `signatures`, `loaders`, `damage` (what differs), `parity`
-(and repair), `guards`, `encryption`; what all of them use lies beside this file. Only names that need Keras are resolved on first use, so that signing and verifying files does not
-import it.
+(and repair), `guards`, `encryption`; what all of them use lies beside this file. Only names that
+need Keras are resolved on first use, so that signing and verifying files does not import it.
 """
 
 import importlib
