@@ -346,7 +346,9 @@ class DecryptedReader(io.RawIOBase):
         try:
             plain = bytes(self._file.chunk(index, check))
         except DecryptionError as error:
-            self.failure = error  # Keras and HDF5 may turn it into an error of their own
+            # Keras and HDF5 may turn it into an error of their own. A new one, without the trace
+            # of this: that would keep h5py's frames, and what they hold, to the interpreter's end.
+            self.failure = type(error)(*error.args)
             raise
         self._cache[index] = plain
         if len(self._cache) > _CACHED_CHUNKS:
