@@ -127,7 +127,7 @@ def ratio_of_predict(model: keras.Model, rounds: int) -> dict[str, Any]:
             begin = time.perf_counter()
             one.predict(x, verbose=0, batch_size=32)
             times[is_guarded].append(time.perf_counter() - begin)
-    reports = ms.integrity.activation_reports(guarded)
+    reports = ms.guards.activation_reports(guarded)
     return {
         "guards": len(reports),
         "predict_seconds": round(statistics.median(times[False][2:]), 4),

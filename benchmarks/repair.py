@@ -16,8 +16,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from keras_modelsec.integrity.keys.signing_key import SigningKey
-from keras_modelsec.integrity.parity.protecting import protect
+from keras_modelsec._signing.keys import SigningKey
+from keras_modelsec.integrity.parity.protecting import write_parity
 from keras_modelsec.integrity.parity.repairing import repair
 
 _PIECE = 16 << 20
@@ -69,7 +69,7 @@ def insert_at_front(path):
 def run(path, key, size, redundancy):
     public = key.verifying_key
     seconds = {"sha256": timed(lambda: hash_once(path))[0]}
-    seconds["protect"], parity = timed(lambda: protect(path, key, redundancy=redundancy))
+    seconds["protect"], parity = timed(lambda: write_parity(path, key, redundancy=redundancy))
     seconds["nothing_damaged"] = timed(lambda: repair(path, public))[0]
     overwrite(path, size // 3, int(size * redundancy * 0.99))
     seconds["burst_of_all_parity"], report = timed(lambda: repair(path, public))

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from keras_modelsec.integrity import SignatureError, SigningKey, protect, repair, sign
+from keras_modelsec.errors import SignatureError
+from keras_modelsec.integrity import repair, sign, write_parity
+from keras_modelsec.trust import SigningKey
 
 
 def flip(data, amount, rng):
@@ -114,7 +116,7 @@ def measure(megabytes, redundancy, trials, seed=0):
         path = Path(folder) / "model.bin"
         path.write_bytes(os.urandom(int(megabytes * (1 << 20))))
         sign(path, key)
-        parity = protect(path, key, redundancy=redundancy)
+        parity = write_parity(path, key, redundancy=redundancy).parity
         good = {"model": path.read_bytes(), "parity": parity.read_bytes()}
         for kind, (_, amounts) in KINDS.items():
             for amount in amounts:

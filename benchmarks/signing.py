@@ -5,13 +5,10 @@ All are measured in the same run, in turns, so that the ratios do not depend on 
 reads the file. `two_streams` hashes two halves in memory at once: what two cores can do. Signing
 makes two digests of every byte, of which the OpenSSF format's is serial: 1.0 is its limit.
 
-`resign` signs a folder of 8 equal files, changes one, and signs again with `reuse_unchanged=True`.
-
     python benchmarks/signing.py --mib 1024 --repeats 7
 
 Prints JSON: medians in seconds, MB/s, and `ratio`, the median over the rounds of hashlib_memory's
-time over ours (1.0: as fast; the aim is at least 1.7), and of `resign` over the first time (the aim
-is at most 0.25; null where the file system cannot vouch for unchanged files).
+time over ours (1.0: as fast; the aim is at least 1.7).
 """
 
 import argparse
@@ -30,8 +27,6 @@ from typing import Any
 from model_signing import signing, verifying
 
 import keras_modelsec as ms
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.signatures.fingerprints import fingerprint
 
 MIB = 1 << 20
 
@@ -77,27 +72,6 @@ def theirs(path: Path, private: Path, public: Path) -> dict[str, Callable[[], An
     }
 
 
-def measure_resigning(folder: Path, mib: int, private: Path, repeats: int) -> list[float]:
-    """The times of signing again over those of the first signing; empty if nothing was reused."""
-    model, ratios = folder / "shards", []
-    model.mkdir()
-    for number in range(8):
-        write_random_file(model / f"shard-{number}", mib // 8)
-    time.sleep(0.2)  # a file changed a moment ago is not vouched for
-    with files.open_regular(model / "shard-0") as file:
-        if fingerprint(file) is None:
-            return []
-    for round_ in range(repeats + 1):
-        first = timed(lambda: ms.sign(model, private))
-        with open(model / "shard-3", "r+b") as file:
-            file.write(os.urandom(64))
-        time.sleep(0.2)
-        again = timed(lambda: ms.sign(model, private, reuse_unchanged=True))
-        if round_:
-            ratios.append(again / first)
-    return ratios
-
-
 def measure(path: Path, private: Path, public: Path, repeats: int) -> dict[str, list[float]]:
     data = path.read_bytes()
     actions = {
@@ -115,7 +89,7 @@ def measure(path: Path, private: Path, public: Path, repeats: int) -> dict[str, 
     return {name: values[1:] for name, values in times.items()}  # the first round warms up
 
 
-def report(times: dict[str, list[float]], resigning: list[float], mib: int) -> dict[str, Any]:
+def report(times: dict[str, list[float]], mib: int) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         "mib": mib,
@@ -127,7 +101,6 @@ def report(times: dict[str, list[float]], resigning: list[float], mib: int) -> d
             for name in times
             if name != "hashlib_memory"
         },
-        "resign": round(statistics.median(resigning), 3) if resigning else None,
     }
 
 
@@ -141,9 +114,7 @@ def main() -> None:
         write_random_file(path, options.mib)
         keys = ms.generate_keys(Path(folder, "owner.pem"))
         times = measure(path, keys.private_path, keys.public_path, options.repeats)
-        path.unlink()
-        resigning = measure_resigning(Path(folder), options.mib, keys.private_path, options.repeats)
-    print(json.dumps(report(times, resigning, options.mib), indent=2))
+    print(json.dumps(report(times, options.mib), indent=2))
 
 
 if __name__ == "__main__":

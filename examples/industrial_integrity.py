@@ -124,7 +124,7 @@ def show_rollback(path: Path, owner: Path, public: Path) -> None:
     print("\n== Yesterday's model, genuinely signed, is put in place of today's.")
     names = (path, path.with_name(path.name + ".sig"), path.with_name(path.name + ".modelsec.json"))
     yesterday = {name: name.read_bytes() for name in names}
-    ms.sign(path, owner, password=PASSWORD, version=100)
+    ms.sign(path, owner, password=PASSWORD, name="classifier", version=100)
     store = ms.TrustStore()
     store.add(public)
     store.set_lowest_version("classifier", 100)
@@ -138,15 +138,16 @@ def show_rollback(path: Path, owner: Path, public: Path) -> None:
         print(f"refused:   {type(error).__name__}: {error}")
 
 
-def show_secrecy(path: Path, public: Path, folder: Path) -> None:
+def show_secrecy(path: Path, owner: Path, public: Path, folder: Path) -> None:
     """The model leaves the plant encrypted, for one recipient."""
     print("\n== The model is sent to a customer.")
-    private, recipient = ms.integrity.generate_encryption_keys(folder / "customer.key")
+    private, recipient = ms.encryption.generate_encryption_keys(folder / "customer.key")
     model = ms.load_verified_model(path, public)
     sent = ms.save_encrypted(model, folder / "classifier.keras.enc", recipient)
     kernel = model.get_layer("hidden").kernel.numpy().tobytes()
     print(f"plaintext in the file: {kernel[:64] in sent.read_bytes()}")
-    received = ms.load_encrypted(sent, private)
+    ms.sign(sent, owner, password=PASSWORD)
+    received = ms.load_encrypted(sent, private, trusted_keys=public)
     same = received.get_layer("hidden").kernel.numpy().tobytes() == kernel
     print(f"decrypted weights are the same: {same}")
 
@@ -157,11 +158,11 @@ def main(folder: Path) -> None:
     owner, public = ms.generate_keys(folder / "owner.pem", password=PASSWORD)
     path = train(folder, data, owner)
     # A small model has few blocks, so scattered damage hits a large share; 5 % do for a large one.
-    ms.protect(path, owner, password=PASSWORD, redundancy=0.25)
+    ms.write_parity(path, owner, password=PASSWORD, redundancy=0.25)
     show_damages(path, public)
     show_guard(path, public, data)
     show_rollback(path, owner, public)
-    show_secrecy(path, public, folder)
+    show_secrecy(path, owner, public, folder)
 
 
 if __name__ == "__main__":

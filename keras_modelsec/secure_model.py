@@ -32,10 +32,10 @@ class SecureModel(AdversarialMixin, DPMixin, keras.Model):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102  (see the class)
-        # Keras would make the functional form by rewriting the bases of the class it was called on,
-        # after which that class could no longer be subclassed with a `call` of its own.
-        if cls is SecureModel and internals.are_functional_arguments(args, kwargs):
-            return super().__new__(SecureFunctional, *args, **kwargs)
+        # Keras would make the functional form by rewriting the bases of the class it was called on
+        # and of those above it, after which none could be subclassed with a `call` of its own.
+        if internals.are_functional_arguments(args, kwargs):
+            cls = _functional(cls)
         return super().__new__(cls, *args, **kwargs)
 
     @classmethod
@@ -74,3 +74,12 @@ class SecureModel(AdversarialMixin, DPMixin, keras.Model):
 @register
 class SecureFunctional(SecureModel, internals.Functional):
     """What `SecureModel(inputs, outputs)` makes; not for direct use."""
+
+
+def _functional(cls: Any) -> Any:
+    """The functional form of a class: of a subclass itself, as Keras does, and never of ours."""
+    if cls is SecureModel:
+        return SecureFunctional
+    if issubclass(cls, SecureModel) and not issubclass(cls, SecureFunctional):
+        cls.__bases__ = tuple(_functional(base) for base in cls.__bases__)
+    return cls

@@ -1,9 +1,12 @@
 """The rules of the layout (docs/adr/0002), held by reading the source."""
 
 import ast
+import graphlib
 import importlib
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -11,27 +14,38 @@ import keras_modelsec as ms
 
 ROOT = pathlib.Path(ms.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-DOMAINS = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"_core", "cli"}
+# From the ground up; then the domains, which do not know one another, and what joins them.
+FLOORS = ("errors", "_core", "_storage", "_signing")
+SHARED = tuple(f"keras_modelsec.{part}" for part in FLOORS)
+DOMAINS = {p.parent.name for p in ROOT.glob("*/__init__.py")} - {*FLOORS, "cli"}
+LAYERS_OF_INTEGRITY = (
+    ("contents",),
+    ("statements",),
+    ("signing",),
+    ("loading", "damage", "parity", "encryption", "guards"),
+    ("callbacks",),
+)
+LIBRARIES_OF_MODELS = {"keras", "tensorflow", "numpy", "h5py"}
 MOST_LINES = 400
 NAMED_TUPLE_METHODS = {"_asdict", "_fields", "_replace"}
 
+BACKEND = {path.stem for path in (ROOT / "_core/backend/tensorflow").glob("[a-z]*.py")}
+
 # Each outside library has its owners; all else goes through them.
 OWNERS = {
-    "tensorflow": {"_core/backend/tensorflow.py"},
+    "tensorflow": {f"_core/backend/tensorflow/{file}.py" for file in BACKEND},
     "keras.src": {"_core/keras_internals.py", "_core/keras_saving.py"},
     "dp_accounting": {"privacy/accounting.py"},
     "cryptography": {
         "integrity/encryption/encrypted_stream.py",
         "integrity/encryption/encryption_keys.py",
         "integrity/encryption/key_slots.py",
-        "integrity/keys/algorithms.py",
-        "integrity/keys/certificate_chain.py",
-        "integrity/keys/certificates.py",
-        "integrity/keys/key_loading.py",
-        "integrity/keys/keys.py",
-        "integrity/keys/passphrase.py",
-        "integrity/keys/pem_encryption.py",
-        "integrity/keys/signing_key.py",
+        "_signing/algorithms.py",
+        "_signing/certificate_rules.py",
+        "_signing/certificates.py",
+        "_signing/key_files.py",
+        "_signing/key_wrapping.py",
+        "_signing/keys.py",
         "watermark/keys.py",
     },
     "pyeclib": {"integrity/parity/erasure_code.py"},
@@ -74,6 +88,16 @@ def is_inside(module, package):
     return module == package or module.startswith(f"{package}.")
 
 
+def dotted(path):
+    return ".".join(["keras_modelsec", *path.relative_to(ROOT).with_suffix("").parts])
+
+
+def own_files(part):
+    """The files of a folder, or the one file of that name."""
+    file = ROOT / f"{part}.py"
+    return [file] if file.exists() else sorted((ROOT / part).rglob("*.py"))
+
+
 def own_imports(path):
     return {m for m in imported_modules(path) if is_inside(m, "keras_modelsec")}
 
@@ -81,21 +105,62 @@ def own_imports(path):
 def test_there_is_something_to_check():
     assert {"integrity", "privacy", "robustness", "watermark"} <= DOMAINS
     assert len(FILES) > 50
-    assert "tensorflow" in set(imported_modules(ROOT / "_core/backend/tensorflow.py"))
+    assert "tensorflow" in set(imported_modules(ROOT / "_core/backend/tensorflow/gradients.py"))
 
 
 @pytest.mark.parametrize("domain", sorted(DOMAINS))
-def test_domain_imports_only_itself_and_core(domain):
-    allowed = (f"keras_modelsec.{domain}", "keras_modelsec._core")
+def test_domain_imports_only_itself_and_what_is_shared(domain):
+    allowed = (f"keras_modelsec.{domain}", *SHARED)
     for path in (ROOT / domain).rglob("*.py"):
         for module in own_imports(path):
             assert any(is_inside(module, package) for package in allowed), (name(path), module)
 
 
-def test_core_imports_no_domain():
-    for path in (ROOT / "_core").rglob("*.py"):
-        for module in own_imports(path):
-            assert is_inside(module, "keras_modelsec._core"), (name(path), module)
+@pytest.mark.parametrize("floor", range(len(FLOORS)))
+def test_what_is_shared_imports_only_what_is_below_it(floor):
+    below = [f"keras_modelsec.{part}" for part in FLOORS[: floor + 1]]
+    for path in own_files(FLOORS[floor]):
+        for module in own_imports(path) - {"keras_modelsec"}:
+            assert any(is_inside(module, package) for package in below), (name(path), module)
+
+
+@pytest.mark.parametrize("part", ["errors", "_storage", "_signing"])
+def test_files_and_signatures_need_no_library_of_models(part):
+    for path in own_files(part):
+        for module in imported_modules(path):
+            assert module.split(".")[0] not in LIBRARIES_OF_MODELS, (name(path), module)
+
+
+def test_files_and_signatures_are_used_without_keras():
+    parts = [dotted(path) for part in ("_storage", "_signing") for path in own_files(part)]
+    code = f"import importlib, sys; [importlib.import_module(m) for m in {parts}]"
+    code += f"; print({LIBRARIES_OF_MODELS} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_no_import_points_up_inside_of_integrity():
+    for height, layer in enumerate(LAYERS_OF_INTEGRITY):
+        below = [folder for lower in LAYERS_OF_INTEGRITY[:height] for folder in lower]
+        for folder in layer:
+            allowed = [f"keras_modelsec.integrity.{part}" for part in (folder, *below)]
+            for path in own_files(f"integrity/{folder}"):
+                for module in own_imports(path) - {"keras_modelsec.integrity"}:
+                    inside = is_inside(module, "keras_modelsec.integrity")
+                    good = any(is_inside(module, package) for package in allowed)
+                    assert good or not inside, (name(path), module)
+
+
+def test_every_folder_of_integrity_has_its_layer():
+    folders = {path.parent.name for path in (ROOT / "integrity").glob("*/__init__.py")}
+    assert folders == {folder for layer in LAYERS_OF_INTEGRITY for folder in layer}
+    assert [path.name for path in (ROOT / "integrity").glob("*.py")] == ["__init__.py"]
+
+
+def test_there_is_no_import_circle():
+    modules = {dotted(path): path for path in FILES if path.name != "__init__.py"}
+    imports = {m: own_imports(path) & set(modules) - {m} for m, path in modules.items()}
+    assert tuple(graphlib.TopologicalSorter(imports).static_order())  # or raises CycleError
 
 
 @pytest.mark.parametrize("library", sorted(OWNERS))
@@ -116,9 +181,9 @@ def test_private_attributes_that_keras_internals_reads_are_read_nowhere_else():
             and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
         }
 
-    internals = {ROOT / owner for owner in OWNERS["keras.src"]}
+    internals = {ROOT / owner for owner in [*OWNERS["keras.src"], "_core/keras_kernels.py"]}
     of_keras = {attribute for path in internals for attribute in private(path)}
-    assert {"_compile_loss", "_save_state"} <= of_keras
+    assert {"_compile_loss", "_save_state", "_int4_unpacked_column_size"} <= of_keras
     for path in FILES:
         if path not in internals:
             assert not private(path) & of_keras, name(path)
@@ -126,7 +191,7 @@ def test_private_attributes_that_keras_internals_reads_are_read_nowhere_else():
 
 def test_every_registered_class_is_listed_with_its_module():
     registered = {
-        node.name: ".".join(["keras_modelsec", *path.relative_to(ROOT).with_suffix("").parts])
+        node.name: dotted(path)
         for path in FILES
         for node in ast.walk(tree(path))
         if isinstance(node, ast.ClassDef)

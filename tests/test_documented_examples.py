@@ -1,4 +1,4 @@
-"""Every example in the README and in a public docstring runs as it stands."""
+"""Every example in a public docstring runs as it stands; tests/docs runs those of the pages."""
 
 import getpass
 import inspect
@@ -12,8 +12,6 @@ import pytest
 
 import keras_modelsec as ms
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
-
 
 def _blocks(text):
     return re.findall(r"```python\n(.*?)```", text or "", re.DOTALL)
@@ -21,7 +19,7 @@ def _blocks(text):
 
 def _documented():
     seen = {}
-    for name in ms.__all__:
+    for name in sorted(ms.__all__, key=lambda n: inspect.ismodule(getattr(ms, n))):  # flat first
         value = getattr(ms, name)
         members = getattr(value, "__all__", None) if inspect.ismodule(value) else None
         for part in members or [None]:
@@ -107,14 +105,14 @@ def _marked(names):
 def _encrypted(names):
     _keys(names)
     names["model"].save("model.keras")
-    ms.integrity.generate_encryption_keys("alice.key", "alice.pub")
+    ms.encryption.generate_encryption_keys("alice.key", "alice.pub")
     ms.save_encrypted(names["model"], "model.keras.enc", "alice.pub")
     ms.sign("model.keras.enc", "owner.pem")
 
 
 def _protected(names):
     _signed(names, "model.keras")
-    ms.protect("model.keras", "owner.pem")
+    ms.write_parity("model.keras", "owner.pem")
     with open("model.keras", "r+b") as file:
         file.seek(5000)
         file.write(b"damage")
@@ -134,9 +132,9 @@ def _certified(names):
 
 PREPARATIONS = {
     "TrustStore": _trusting,
-    "integrity.ExternalSigner": lambda names: _signed(names, "model.keras"),
-    "integrity.TrustedRoots": _certified,
-    "integrity.load_signing_key": lambda names: _signed(names, "model.keras"),
+    "trust.ExternalSigner": lambda names: _signed(names, "model.keras"),
+    "trust.TrustedRoots": _certified,
+    "trust.load_signing_key": lambda names: _signed(names, "model.keras"),
     "decrypt_file": _encrypted,
     "encrypt_file": lambda names: names["model"].save("model.keras"),
     "load_encrypted": _encrypted,
@@ -147,15 +145,16 @@ PREPARATIONS = {
     "SignedBackupAndRestore": lambda names: (_compile(names), _keys(names)),
     "load_verified_model": lambda names: _signed(names, "checkpoints/10.keras"),
     "load_verified_weights": lambda names: _signed(names, "best.weights.h5"),
+    "save_encrypted": _keys,
     "sign": _keys,
     "verified_copy": lambda names: _signed(names, "best.weights.h5"),
     "verify": lambda names: _signed(names, "model.keras"),
     "locate_tampering": lambda names: _signed(names, "model.keras"),
     "IntegrityGuard": lambda names: _signed(names, "model.keras"),
-    "protect": lambda names: _signed(names, "model.keras"),
+    "write_parity": lambda names: _signed(names, "model.keras"),
     "repair": _protected,
     "WatermarkMonitor": _compile,
-    "integrity.EnvironmentVariable": _with_password,
+    "trust.EnvironmentVariable": _with_password,
     "watermark.restore_key": _marked,
 }
 
@@ -167,38 +166,10 @@ _KERAS_NOTES = (
 
 
 @pytest.mark.filterwarnings(*_KERAS_NOTES)
-@pytest.mark.filterwarnings("ignore::keras_modelsec.watermark.WatermarkWarning")
+@pytest.mark.filterwarnings("ignore::keras_modelsec.errors.WatermarkWarning")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in EXAMPLES]
 )
 def test_docstring_example_runs(name, names):
     PREPARATIONS.get(name, lambda names: None)(names)
     exec(compile(EXAMPLES[name], f"<example of {name}>", "exec"), names)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings(*_KERAS_NOTES)
-def test_readme_example_runs_to_its_last_line(names):
-    import tensorflow as tf
-
-    _keys(names)
-    names["train"] = tf.data.Dataset.from_tensor_slices((names["x"], names["y"])).batch(32)
-    example = next(block for block in _blocks(README.read_text()) if "SignOnSave" in block)
-    exec(compile(example, "<README>", "exec"), names)
-    assert isinstance(names["model"], ms.SecureModel)
-    ms.verify("checkpoints/10.keras", "owner.pub")
-
-
-def test_readme_example_of_a_model_on_disk_and_in_memory_runs(names, capsys):
-    _keys(names)
-    ms.generate_keys("quantum.pem", algorithm="ml-dsa-65")
-    ms.generate_keys("root.pem")
-    ms.integrity.generate_encryption_keys("customer.key")
-    store = ms.TrustStore()
-    store.add("owner.pub")
-    store.set_lowest_version("model.keras", 7)
-    store.save("trust.json", "root.pem")
-    names["model"].save("model.keras")
-    example = next(block for block in _blocks(README.read_text()) if "ms.protect" in block)
-    exec(compile(example, "<README>", "exec"), names)
-    assert "nothing changed since it was signed" in capsys.readouterr().out

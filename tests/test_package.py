@@ -1,6 +1,7 @@
 """The package as its users meet it: what importing costs, what it offers, what is shipped."""
 
 import ast
+import importlib
 import importlib.metadata
 import importlib.resources
 import inspect
@@ -40,7 +41,11 @@ def test_importing_the_package_loads_no_domain_and_no_heavy_library():
     assert "keras_modelsec" in loaded
     assert not heavy.intersection(module.split(".")[0] for module in loaded)
     own = {module for module in loaded if module.startswith("keras_modelsec.")}
-    assert own == {"keras_modelsec._core", "keras_modelsec._core.lazy_registration"}
+    assert own == {
+        "keras_modelsec._core",
+        "keras_modelsec._core.lazy_names",
+        "keras_modelsec._core.lazy_registration",
+    }
 
 
 @pytest.mark.parametrize("name", ms.__all__)
@@ -60,20 +65,24 @@ def test_unknown_name_is_refused_by_name():
         _ = ms.Sekuremodel
 
 
-def test_type_checkers_are_told_the_same_names_and_modules():
-    told = {}
-    source = ast.parse(inspect.getsource(ms))
-    block = next(
-        n for n in source.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
-    )
-    for node in block.body:
-        for alias in node.names:
-            told[alias.name] = node.module
-    for name, module in ms._NAMES.items():
-        assert told.pop(name) == module
-    for name, module in ms._NAMESPACES.items():
-        assert f"{told.pop(name)}.{name}" == module
-    assert not told
+def test_each_public_name_has_one_address_beside_its_flat_one():
+    homes = {}
+    for name in ms.__all__:
+        value = getattr(ms, name)
+        if inspect.ismodule(value) and name not in {"callbacks", "layers"}:  # indexes by kind
+            for part in value.__all__:
+                homes.setdefault(part, []).append(name)
+    assert not {part: names for part, names in homes.items() if len(names) > 1}
+
+
+@pytest.mark.parametrize("module", [ms, ms.integrity, ms.encryption], ids=lambda m: m.__name__)
+def test_stub_that_type_checkers_read_is_what_is_resolved(module):
+    stub = ast.parse(pathlib.Path(module.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    places = [(n.module, n.names[0]) for n in stub.body if isinstance(n, ast.ImportFrom)]
+    assert [alias.name for _, alias in places] == [n for n in module.__all__ if n[0] != "_"]
+    for place, alias in places:
+        assert alias.asname == alias.name  # without it, it is no public name to type checkers
+        assert getattr(importlib.import_module(place), alias.name) is getattr(module, alias.name)
 
 
 def test_version_is_the_declared_one():

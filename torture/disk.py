@@ -23,19 +23,10 @@ import time
 import traceback
 from pathlib import Path
 
-from keras_modelsec.integrity import (
-    ConcurrentChangeError,
-    SignatureError,
-    TrustStore,
-    decrypt_file,
-    encrypt_file,
-    generate_encryption_keys,
-    generate_keys,
-    protect,
-    repair,
-    sign,
-    verify,
-)
+from keras_modelsec.encryption import decrypt_file, encrypt_file, generate_encryption_keys
+from keras_modelsec.errors import ConcurrentChangeError, SignatureError
+from keras_modelsec.integrity import repair, sign, verify, write_parity
+from keras_modelsec.trust import TrustStore, generate_keys
 from torture import material, runner
 
 KEY = bytes(range(32))
@@ -78,7 +69,7 @@ class SaveSigned(Operation):
     """What SignOnSave does, with bytes in place of a model."""
 
     def run(self, folder):
-        from keras_modelsec.integrity.signatures.signed_saving import save_signed
+        from keras_modelsec.integrity.signing.signed_saving import save_signed
 
         data = material.random_bytes(SIZE, 1)
         save_signed(lambda path: Path(path).write_bytes(data), self.model, [material.OWNER])
@@ -96,14 +87,14 @@ class SaveSignedFolder(Operation):
             (place / name).write_bytes(data)
 
     def run(self, folder):
-        from keras_modelsec.integrity.signatures.signed_saving import save_signed
+        from keras_modelsec.integrity.signing.signed_saving import save_signed
 
         save_signed(lambda path: self.write(Path(path), 7), self.model, [material.OWNER])
 
 
 class Protect(Operation):
     def run(self, folder):
-        protect(self.model, material.OWNER, redundancy=0.2)
+        write_parity(self.model, material.OWNER, redundancy=0.2)
 
     def check_done(self, folder):
         repair(self.model, material.OWNER.verifying_key)
@@ -117,7 +108,7 @@ class Repair(Operation):
 
     def prepare(self, folder):
         super().prepare(folder)
-        protect(self.model, material.OWNER, redundancy=0.2)
+        write_parity(self.model, material.OWNER, redundancy=0.2)
         good = self.model.read_bytes()
         middle = b"x" if self.insert else b""
         cut = 1000 if self.insert else 1100

@@ -45,7 +45,7 @@ class Believing:
 
 
 def believing_trust():
-    from keras_modelsec.integrity.keys.trust import Trust
+    from keras_modelsec._signing.trust import Trust
 
     class Everybody(Trust):
         def find(self, hint):
@@ -70,8 +70,8 @@ def at_path(parse, ending):
 
 
 def openssf_bundle():
-    from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.signatures.envelope import Envelope
+    from keras_modelsec._signing.sigstore_bundle import Envelope
+    from keras_modelsec.errors import SignatureError
 
     def target(data):
         read = Envelope.from_bytes(data)
@@ -82,15 +82,15 @@ def openssf_bundle():
 
 
 def openssf_statement():
-    from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.signatures import statement
+    from keras_modelsec.errors import SignatureError
+    from keras_modelsec.integrity.statements import openssf_statement
 
-    return lambda data: statement.from_bytes(data), SignatureError
+    return lambda data: openssf_statement.from_bytes(data), SignatureError
 
 
 def dsse_envelope():
-    from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.signatures.dsse import DsseEnvelope
+    from keras_modelsec._signing.dsse import DsseEnvelope
+    from keras_modelsec.errors import SignatureError
 
     def target(data):
         read = DsseEnvelope.from_bytes(data)
@@ -101,8 +101,8 @@ def dsse_envelope():
 
 
 def model_statement():
-    from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.signatures.model_statement import ModelStatement
+    from keras_modelsec.errors import SignatureError
+    from keras_modelsec.integrity.statements.model_statement import ModelStatement
 
     def target(data):
         read = ModelStatement.from_bytes(data)
@@ -113,27 +113,29 @@ def model_statement():
 
 
 def private_key():
-    from keras_modelsec.integrity import KeyFormatError, load_signing_key
+    from keras_modelsec.errors import KeyFormatError
+    from keras_modelsec.trust import load_signing_key
 
     return lambda data: load_signing_key(data), KeyFormatError
 
 
 def public_key():
-    from keras_modelsec.integrity import KeyFormatError
-    from keras_modelsec.integrity.keys.key_loading import load_verifying_key
+    from keras_modelsec._signing.key_files import load_verifying_key
+    from keras_modelsec.errors import KeyFormatError
 
     return lambda data: load_verifying_key(data).hint, KeyFormatError
 
 
 def wrapped_secret():
-    from keras_modelsec.integrity import KeyFormatError
-    from keras_modelsec.integrity.keys.passphrase import check_blob
+    from keras_modelsec._signing.key_wrapping import check_blob
+    from keras_modelsec.errors import KeyFormatError
 
     return check_blob, KeyFormatError
 
 
 def encryption_key():
-    from keras_modelsec.integrity import EncryptionPrivateKey, EncryptionPublicKey, KeyFormatError
+    from keras_modelsec.encryption import EncryptionPrivateKey, EncryptionPublicKey
+    from keras_modelsec.errors import KeyFormatError
 
     def target(data):
         parser = EncryptionPrivateKey if b"PRIVATE" in data else EncryptionPublicKey
@@ -143,7 +145,7 @@ def encryption_key():
 
 
 def encryption_header():
-    from keras_modelsec.integrity import DecryptionError
+    from keras_modelsec.errors import DecryptionError
     from keras_modelsec.integrity.encryption.encryption_format import parse_header
 
     def target(data):
@@ -154,7 +156,7 @@ def encryption_header():
 
 
 def encrypted_file():
-    from keras_modelsec.integrity import DecryptionError
+    from keras_modelsec.errors import DecryptionError
     from keras_modelsec.integrity.encryption.encrypted_stream import EncryptedFile
     from keras_modelsec.integrity.encryption.key_slots import openers_for
 
@@ -169,7 +171,7 @@ def encrypted_file():
 
 
 def parity_statement():
-    from keras_modelsec.integrity import SignatureError
+    from keras_modelsec.errors import SignatureError
     from keras_modelsec.integrity.parity.parity_statement import ParityStatement
 
     def target(data):
@@ -181,7 +183,7 @@ def parity_statement():
 
 
 def parity_file():
-    from keras_modelsec.integrity import SignatureError
+    from keras_modelsec.errors import SignatureError
     from keras_modelsec.integrity.parity.parity_file import ParityFile
 
     def parse(path):
@@ -196,8 +198,8 @@ def parity_file():
 
 
 def trust_store():
-    from keras_modelsec.integrity import SignatureError
-    from keras_modelsec.integrity.keys.trust_store_contents import TrustStoreContents
+    from keras_modelsec._signing.trust_store_contents import TrustStoreContents
+    from keras_modelsec.errors import SignatureError
 
     def target(data):
         read = TrustStoreContents.from_bytes(data)
@@ -209,7 +211,8 @@ def trust_store():
 
 
 def certificate_chain():
-    from keras_modelsec.integrity import TrustedRoots, UntrustedKeyError
+    from keras_modelsec.errors import UntrustedKeyError
+    from keras_modelsec.trust import TrustedRoots
 
     roots = TrustedRoots(GOLDEN / "certificate-root.pem")
     noon = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)
@@ -225,14 +228,15 @@ def certificate_chain():
 
 
 def root_certificates():
-    from keras_modelsec.integrity import KeyFormatError, TrustedRoots
+    from keras_modelsec.errors import KeyFormatError
+    from keras_modelsec.trust import TrustedRoots
 
     return lambda data: TrustedRoots(data), KeyFormatError
 
 
 def zip_archive():
-    from keras_modelsec.integrity import UnsafeModelError
-    from keras_modelsec.integrity.loaders.zip_checks import read_members
+    from keras_modelsec.errors import UnsafeModelError
+    from keras_modelsec.integrity.contents.zip_checks import read_members
 
     def target(data):
         members = read_members(io.BytesIO(data))
@@ -245,8 +249,8 @@ def zip_archive():
 
 
 def hdf5_file():
-    from keras_modelsec.integrity import UnsafeModelError
-    from keras_modelsec.integrity.loaders.hdf5_checks import check_hdf5
+    from keras_modelsec.errors import UnsafeModelError
+    from keras_modelsec.integrity.contents.hdf5_checks import check_hdf5
 
     def target(data):
         check_hdf5(io.BytesIO(data[1:]), legacy=bool(data[:1] > b"\x7f"))
@@ -255,15 +259,15 @@ def hdf5_file():
 
 
 def keras_archive():
-    from keras_modelsec.integrity import UnsafeModelError
-    from keras_modelsec.integrity.loaders.keras_archive import Permissions, check_archive
+    from keras_modelsec.errors import UnsafeModelError
+    from keras_modelsec.integrity.contents.keras_archive import Permissions, check_archive
 
     return lambda data: check_archive(io.BytesIO(data), Permissions()), UnsafeModelError
 
 
 def configuration():
-    from keras_modelsec.integrity import UnsafeModelError
-    from keras_modelsec.integrity.loaders.config_checks import check_config
+    from keras_modelsec.errors import UnsafeModelError
+    from keras_modelsec.integrity.contents.config_checks import check_config
 
     def target(data):
         for legacy in (False, True):
@@ -274,13 +278,13 @@ def configuration():
 
 
 def tensor_layout():
-    from keras_modelsec.integrity.signatures.tensor_layout import read_tensor_layout
+    from keras_modelsec.integrity.contents.tensor_layout import read_tensor_layout
 
     return at_path(read_tensor_layout, ".keras"), ()
 
 
 def tensor_layout_hdf5():
-    from keras_modelsec.integrity.signatures.tensor_layout import read_tensor_layout
+    from keras_modelsec.integrity.contents.tensor_layout import read_tensor_layout
 
     return at_path(read_tensor_layout, ".weights.h5"), ()
 
@@ -429,7 +433,7 @@ def _encrypted_small():
 
 
 def _parity():
-    from keras_modelsec.integrity import protect, sign
+    from keras_modelsec.integrity import sign, write_parity
     from keras_modelsec.integrity.parity.parity_file import ParityFile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -437,7 +441,7 @@ def _parity():
         model.write_bytes(bytes(range(256)) * 48)
         key = _plain_keys()[0]
         sign(model, key)
-        path = protect(model, key, redundancy=0.3)
+        path = write_parity(model, key, redundancy=0.3).parity
         parity = ParityFile(path, believing_trust())
         parity.close()
         return [path.read_bytes(), parity.statement.to_bytes()]

@@ -6,7 +6,7 @@
 After each kill, what is on the disk must verify (SignOnSave, protect) or be repairable to the
 signed bytes (repair); after the next run, nothing may lie about. The same folder is used on and on,
 so that each writer begins with what the killed one left. (The steps of the protocols, one kill at
-each, are in tests/integrity/signatures/test_signed_saving.py and test_repair_crashes.py.)
+each, are in tests/integrity/signing/test_signed_saving.py and test_repair_crashes.py.)
 """
 
 import argparse
@@ -92,8 +92,8 @@ def check_loads(folder, kind):
 
 def check_no_litter(folder, kind):
     """The next run settles what the killed one left: nothing but model and vouchers is there."""
-    from keras_modelsec.integrity import protect, repair, verify
-    from keras_modelsec.integrity.signatures.signed_saving import recover
+    from keras_modelsec.integrity import repair, verify, write_parity
+    from keras_modelsec.integrity.signing.signed_saving import recover
 
     live = folder / "live"
     if kind in writer.CHECKPOINTS:
@@ -102,7 +102,7 @@ def check_no_litter(folder, kind):
         expected = {name, f"{name}.sig", f"{name}.modelsec.json"}
     else:
         if kind == "protect":
-            protect(live / "model", (folder / "key.pem").read_bytes(), redundancy=0.3)
+            write_parity(live / "model", (folder / "key.pem").read_bytes(), redundancy=0.3)
         repair(live / "model", (folder / "key.pub").read_bytes())
         expected = {"model", "model.sig", "model.modelsec.json", "model.parity"}
         name = "model"

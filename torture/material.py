@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from keras_modelsec.integrity import ExternalSigner
+from keras_modelsec.trust import ExternalSigner
 from torture.fuzzing import CONFIG, GOLDEN
 
 USAGES = (

@@ -3,10 +3,11 @@
 import base64
 import json
 
-from keras_modelsec.integrity import SignatureError, protect, repair, sign, verify
-from keras_modelsec.integrity.keys.trust import load_trust
+from keras_modelsec._signing.dsse import DsseEnvelope
+from keras_modelsec._signing.trust import load_trust
+from keras_modelsec.errors import SignatureError
+from keras_modelsec.integrity import repair, sign, verify, write_parity
 from keras_modelsec.integrity.parity.parity_file import ParityFile, record
-from keras_modelsec.integrity.signatures.dsse import DsseEnvelope
 from torture import material
 from torture.damage import damage, edit_json, spell
 from torture.subjects import Subject, UnsoundError
@@ -25,7 +26,7 @@ class Parity(Subject):
         for seed, name in enumerate((MODEL, "other.bin")):
             self.write(name, material.random_bytes(self.size, seed))
             sign(self.folder / name, material.OWNER)
-            protect(self.folder / name, material.OWNER, redundancy=0.2)
+            write_parity(self.folder / name, material.OWNER, redundancy=0.2)
         parity = ParityFile(self.folder / PARITY, load_trust(material.OWNER.verifying_key))
         self.layout, self.statement = parity.layout, parity.statement
         self.envelope = DsseEnvelope.from_bytes(parity.envelope)
@@ -150,7 +151,7 @@ class ParityOfFolder(Parity):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         sign(self.folder / MODEL, material.OWNER)
-        protect(self.folder / MODEL, material.OWNER, redundancy=0.3)
+        write_parity(self.folder / MODEL, material.OWNER, redundancy=0.3)
 
     def damage(self, rng):
         one, two = rng.sample(sorted(material.folder_files()), 2)
@@ -199,7 +200,7 @@ class Protect(Subject):
         return what
 
     def operate(self):
-        protect(self.folder / MODEL, material.OWNER, redundancy=0.1)
+        write_parity(self.folder / MODEL, material.OWNER, redundancy=0.1)
 
     def check_accepted(self, result):
         if (self.folder / MODEL).read_bytes() != self.good[MODEL]:

@@ -11,30 +11,25 @@ import json
 import os
 import shutil
 
-from keras_modelsec.integrity import (
-    DecryptionError,
+from keras_modelsec._signing import key_wrapping
+from keras_modelsec._signing.dsse import DsseEnvelope, pre_authentication_encoding
+from keras_modelsec._signing.key_files import load_verifying_key
+from keras_modelsec._signing.sigstore_bundle import Envelope
+from keras_modelsec._signing.store_signatures import PAYLOAD_TYPE as STORE_TYPE
+from keras_modelsec.encryption import (
     EncryptionPrivateKey,
     EncryptionPublicKey,
-    KeyFormatError,
     Passphrase,
-    SignatureError,
-    TrustedRoots,
-    TrustStore,
     decrypt_file,
     encrypt_file,
-    load_signing_key,
-    sign,
-    verify,
 )
+from keras_modelsec.errors import DecryptionError, KeyFormatError, SignatureError
+from keras_modelsec.integrity import sign, verify
 from keras_modelsec.integrity.encryption.encrypted_stream import EncryptingWriter
 from keras_modelsec.integrity.encryption.key_slots import locks_for
-from keras_modelsec.integrity.keys import passphrase, pem_encryption
-from keras_modelsec.integrity.keys.key_loading import load_verifying_key
-from keras_modelsec.integrity.keys.trust_store_file import PAYLOAD_TYPE as STORE_TYPE
-from keras_modelsec.integrity.signatures.dsse import DsseEnvelope
-from keras_modelsec.integrity.signatures.envelope import Envelope, pre_authentication_encoding
-from keras_modelsec.integrity.signatures.manifest import Manifest
-from keras_modelsec.integrity.signatures.statement import to_bytes as statement_bytes
+from keras_modelsec.integrity.statements.manifest import Manifest
+from keras_modelsec.integrity.statements.openssf_statement import to_bytes as statement_bytes
+from keras_modelsec.trust import TrustedRoots, TrustStore, load_signing_key
 from torture import material
 from torture.damage import damage, edit_json, spell
 
@@ -627,7 +622,11 @@ class EncryptedByPassphrase(Encrypted):
     format, cases = "encrypted file: passphrase", 200
 
     def make(self):
-        passphrase.MEMORY_KIB, passphrase.ITERATIONS, passphrase.LANES = 64, 1, 1  # fast, and legal
+        key_wrapping.MEMORY_KIB, key_wrapping.ITERATIONS, key_wrapping.LANES = (
+            64,
+            1,
+            1,
+        )  # fast, and legal
         self.key = Passphrase(material.PASSWORD)
         super().make()
 
@@ -660,7 +659,7 @@ class KeyFile(Subject):
     password = material.PASSWORD
 
     def make(self):
-        passphrase.MEMORY_KIB, passphrase.ITERATIONS, passphrase.LANES = 64, 1, 1
+        key_wrapping.MEMORY_KIB, key_wrapping.ITERATIONS, key_wrapping.LANES = 64, 1, 1
         self.write("key.pem", self.pem())
 
     def pem(self):
@@ -669,7 +668,7 @@ class KeyFile(Subject):
         der = material.raw_key(1).private_bytes(
             io_.Encoding.DER, io_.PrivateFormat.PKCS8, io_.NoEncryption()
         )
-        return pem_encryption.wrap(der, material.PASSWORD)
+        return key_wrapping.wrap_pem(der, material.PASSWORD)
 
     def damage(self, rng):
         good = self.good["key.pem"]
@@ -729,13 +728,13 @@ class Pkcs8KeyFile(PlainKeyFile):
     format, cases, password = "key file: PKCS#8 under a password", 120, material.PASSWORD
 
     def pem(self):
-        rounds = pem_encryption.KDF_ROUNDS
-        pem_encryption.KDF_ROUNDS = 1000
+        rounds = key_wrapping.KDF_ROUNDS
+        key_wrapping.KDF_ROUNDS = 1000
         try:
             der = base64.b64decode(b"".join(super().pem().split(b"\n")[1:-2]))
-            return pem_encryption.encrypt_pkcs8(der, material.PASSWORD)
+            return key_wrapping.encrypt_pkcs8(der, material.PASSWORD)
         finally:
-            pem_encryption.KDF_ROUNDS = rounds
+            key_wrapping.KDF_ROUNDS = rounds
 
 
 class PublicKeyFile(PlainKeyFile):

@@ -13,7 +13,7 @@ import random
 import sys
 from pathlib import Path
 
-from keras_modelsec.integrity import load_signing_key
+from keras_modelsec.trust import load_signing_key
 
 # kind: (file or folder name, whether training goes on while it signs)
 CHECKPOINTS = {
@@ -58,14 +58,14 @@ def train(folder, kind):
 
 
 def parity(folder, kind):
-    from keras_modelsec.integrity import protect, repair
+    from keras_modelsec.integrity import repair, write_parity
 
     key = load_signing_key(folder / "key.pem")
     model, rng = folder / "live" / "model", random.Random()
     (folder / "live").mkdir(exist_ok=True)
     for round_ in itertools.count():
         if kind == "protect":
-            protect(model, key, redundancy=rng.choice([0.05, 0.1, 0.2]))
+            write_parity(model, key, redundancy=rng.choice([0.05, 0.1, 0.2]))
         else:
             hurt(folder, kind, rng)
             repair(model, key.verifying_key)
@@ -99,7 +99,7 @@ def pieces():
 
 def prepare(folder, kind):
     """What a parity writer needs: a signed and protected model. Returns the good bytes."""
-    from keras_modelsec.integrity import protect, sign
+    from keras_modelsec.integrity import sign, write_parity
 
     key = load_signing_key(folder / "key.pem")
     model = folder / "live" / "model"
@@ -111,7 +111,7 @@ def prepare(folder, kind):
     else:
         model.write_bytes(random.Random(0).randbytes(PIECE_BYTES))
     sign(model, key)
-    protect(model, key, redundancy=0.3)
+    write_parity(model, key, redundancy=0.3)
 
 
 def main(kind, folder):

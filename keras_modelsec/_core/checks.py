@@ -7,12 +7,31 @@ write `self.steps = check_integer("steps", steps, minimum=1)`.
 import math
 import numbers
 import operator
+import re
 from collections.abc import Iterable
 from typing import Any
 
+# Bytes, or 32 hexadecimal digits and more: what a key of 128 bits and more looks like.
+_KEY_TEXT = re.compile(r"\s*(?:0[xX])?(?:[0-9a-fA-F]\s*){32,}")
+_KEY_IN_REPR = re.compile(r"""(?<![\w'"])b['"]|['"](?:0[xX])?[0-9a-fA-F]{32,}['"]""")
+
+
+def looks_like_key(value: Any) -> bool:
+    """Whether a value, or one inside it, may be a secret key that was passed in a wrong place."""
+    if isinstance(value, str):
+        return _KEY_TEXT.fullmatch(value) is not None
+    return _KEY_IN_REPR.search(repr(value)) is not None
+
+
+def shown(value: Any) -> str:
+    """The `repr` of a value for a message; only its type if it looks like a key."""
+    if looks_like_key(value):
+        return f"<{type(value).__name__}, not shown: it may be a key>"
+    return repr(value)
+
 
 def _refuse(name: str, rule: str, value: Any, remedy: str | None, error: type[Exception]) -> None:
-    message = f"`{name}` must be {rule}. Received: {name}={value!r}."
+    message = f"`{name}` must be {rule}. Received: {name}={shown(value)}."
     raise error(f"{message} {remedy}" if remedy else message)
 
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from keras_modelsec._core.printable import printable
 from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.cli.progress import progress_bar
 from keras_modelsec.integrity.encryption.file_encryption import decrypt_file, encrypt_file
@@ -48,7 +49,7 @@ def run_encrypt(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "path": options.path,
         "output": str(output),
-        "message": f"Encrypted {options.path}: {output}",
+        "message": printable(f"Encrypted {options.path}: {output}"),
     }
 
 
@@ -94,7 +95,7 @@ def run_decrypt(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "path": options.path,
         "output": str(output),
-        "message": f"Decrypted {options.path}: {output}",
+        "message": printable(f"Decrypted {options.path}: {output}"),
     }
 
 

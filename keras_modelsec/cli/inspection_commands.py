@@ -2,10 +2,11 @@
 
 import argparse
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_modelsec._signing.trust import Trust
+from keras_modelsec._storage import files
 from keras_modelsec.cli.model_tables import (
     NOT_VERIFIED,
     UNSIGNED,
@@ -16,24 +17,17 @@ from keras_modelsec.cli.model_tables import (
     inspection_text,
 )
 from keras_modelsec.cli.progress import progress_bar
-from keras_modelsec.cli.trust_options import add_trust_options, trusted_from
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.errors import SignatureError
-from keras_modelsec.integrity.keys.trust import Trust, load_trust
-from keras_modelsec.integrity.signatures.describing import Comparison, compare
-from keras_modelsec.integrity.signatures.hashing import Progress
-from keras_modelsec.integrity.signatures.model_statement import ModelStatement
-from keras_modelsec.integrity.signatures.verifying import Evidence, check_model, verify
+from keras_modelsec.cli.trust_options import add_ignore_option, add_trust_options, trust_from
+from keras_modelsec.errors import SignatureError
+from keras_modelsec.integrity.contents.hashing import Progress
+from keras_modelsec.integrity.signing.evidence import Evidence
+from keras_modelsec.integrity.signing.verifying import check_path
+from keras_modelsec.integrity.statements.places import check_ignored
 
 
 def _load(module: str) -> Any:
     """What does the work needs numpy, which the other commands do not wait for."""
     return importlib.import_module(f"keras_modelsec.integrity.{module}")
-
-
-def _trust(options: argparse.Namespace) -> Trust | None:
-    trusted = trusted_from(options)
-    return load_trust(trusted) if trusted else None
 
 
 def add_inspect(subparsers: Any) -> argparse.ArgumentParser:
@@ -47,6 +41,7 @@ def add_inspect(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("path", metavar="PATH", help="the file or folder")
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
+    add_ignore_option(parser)
     add_trust_options(parser, required=False)
     parser.set_defaults(command=run_inspect, verifies=True)
     return parser
@@ -54,11 +49,12 @@ def add_inspect(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `inspect`."""
-    path, trust = files.absolute_path(options.path), _trust(options)
+    path, trust = files.absolute_path(options.path), trust_from(options)
     signature = files.absolute_path(options.signature) if options.signature else None
-    found = _load("damage.inspecting").inspect_model(path, signature)
+    ignored = check_ignored(options.ignore)
+    found = _load("damage.inspecting").inspect_model(path, signature, ignored)
     with progress_bar("Hashing", json=options.json) as progress:
-        evidence, reason = _verify(path, trust, signature, progress)
+        evidence, reason = _verify(path, trust, signature, options, progress)
     said = evidence.statement if evidence else found.statement
     unsaid = () if evidence and found.statement else found.tensors  # not those of another statement
     if evidence:
@@ -82,17 +78,17 @@ def run_inspect(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _verify(
-    path: Path, trust: Trust | None, signature: Path | None, progress: Progress
+    path: Path,
+    trust: Trust | None,
+    signature: Path | None,
+    options: argparse.Namespace,
+    progress: Progress,
 ) -> tuple[Evidence | None, str]:
     """What trusted keys say of exactly the bytes that are there, or why they do not."""
     if trust is None:
         return None, "no trusted key was given; anybody can have written what follows"
-
-    def read_model(guide: ModelStatement | None, skip: Sequence[str]) -> Comparison:
-        return compare(path, guide, skip=skip, progress=progress)
-
     try:
-        return check_model(path, trust, read_model, signature), ""
+        return check_path(path, trust, signature, options.name, options.ignore, progress), ""
     except SignatureError as error:
         return None, str(error)
 
@@ -123,10 +119,10 @@ def add_diff(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_diff(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `diff`."""
-    trust = _trust(options)
+    trust = trust_from(options)
     if trust is not None:
         for path in (options.one, options.other):
-            verify(path, trust)
+            check_path(files.absolute_path(path), trust, None, options.name)
     paths = [files.absolute_path(path) for path in (options.one, options.other)]
     found = _load("damage.model_difference").compare_models(*paths)
     return {
@@ -152,6 +148,7 @@ def add_locate(subparsers: Any) -> argparse.ArgumentParser:
         "--reference", metavar="COPY", help="a good copy: then by how much is said too"
     )
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
+    add_ignore_option(parser)
     add_trust_options(parser)
     parser.set_defaults(command=run_locate, verifies=True)
     return parser
@@ -163,9 +160,11 @@ def run_locate(options: argparse.Namespace) -> dict[str, Any]:
     with progress_bar("Hashing", json=options.json) as progress:
         report = locate_tampering(
             options.path,
-            trusted_from(options),
+            trust_from(options),
             reference=options.reference,
             signature_path=options.signature,
+            expected_name=options.name,
+            ignore=options.ignore,
             progress=progress,
         )
     return {

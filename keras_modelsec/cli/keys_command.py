@@ -3,10 +3,11 @@
 import argparse
 from typing import Any
 
+from keras_modelsec._core.printable import printable
+from keras_modelsec._signing.algorithms import ALGORITHMS
+from keras_modelsec._signing.key_files import WRAPPINGS, generate_keys
 from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.integrity.encryption.encryption_keys import generate_encryption_keys
-from keras_modelsec.integrity.keys.algorithms import ALGORITHMS, CURVES
-from keras_modelsec.integrity.keys.keys import WRAPPINGS, generate_keys
 
 
 def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
@@ -27,7 +28,6 @@ def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--algorithm", choices=list(ALGORITHMS), help="default: p256")
-    kind.add_argument("--curve", choices=CURVES, help="older name of --algorithm")
     kind.add_argument(
         "--encryption", action="store_true", help="a pair to encrypt for (X-Wing), not to sign with"
     )
@@ -46,7 +46,7 @@ def add_keygen(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_keygen(options: argparse.Namespace) -> dict[str, Any]:
     """Runs the subcommand."""
-    algorithm = options.algorithm or options.curve or "p256"
+    algorithm = options.algorithm or "p256"
     password = password_from(options, confirm=True)
     if options.encryption:
         algorithm = "x-wing"
@@ -72,5 +72,6 @@ def run_keygen(options: argparse.Namespace) -> dict[str, Any]:
         "private": private,
         "public": public,
         "algorithm": algorithm,
-        "message": f"Private key (keep it secret): {private}\nPublic key (give it out): {public}",
+        "message": f"Private key (keep it secret): {printable(private)}\n"
+        f"Public key (give it out): {printable(public)}",
     }

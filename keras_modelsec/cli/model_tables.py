@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from keras_modelsec.integrity.signatures.model_statement import ModelStatement
-from keras_modelsec.integrity.signatures.tensor_layout import TensorRecord
+from keras_modelsec._core.printable import printable as clean
+from keras_modelsec.integrity.contents.tensor_layout import TensorRecord
+from keras_modelsec.integrity.statements.model_statement import ModelStatement
 
 VERIFIED, NOT_VERIFIED, UNSIGNED = "VERIFIED", "NOT VERIFIED", "NOT SIGNED"
 _MOST_TENSORS = 1000
@@ -41,11 +42,6 @@ class Shown:
     said: ModelStatement | None
     sizes: Mapping[str, int]
     tensors: Sequence[TensorRecord]
-
-
-def clean(text: object) -> str:
-    """`text` on one line, without what could steer a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def size_text(count: int) -> str:

@@ -9,7 +9,7 @@ import getpass
 import sys
 from pathlib import Path
 
-from keras_modelsec.integrity.secrets import EnvironmentVariable, Password
+from keras_modelsec._signing.secrets import EnvironmentVariable, Password
 
 
 def add_password_options(

@@ -4,14 +4,16 @@ import argparse
 import importlib
 from typing import Any
 
+from keras_modelsec._core.printable import printable
 from keras_modelsec.cli.passwords import add_password_options, password_from
 from keras_modelsec.cli.progress import progress_bar
-from keras_modelsec.cli.trust_options import add_trust_options, trusted_from
+from keras_modelsec.cli.signing_options import add_co_key_option, co_key
+from keras_modelsec.cli.trust_options import add_ignore_option, add_trust_options, trust_from
 
 
-def _load(module: str) -> Any:
+def _integrity() -> Any:
     """What does the work needs numpy, which the other commands do not wait for."""
-    return importlib.import_module(f"keras_modelsec.integrity.{module}")
+    return importlib.import_module("keras_modelsec.integrity")
 
 
 def add_protect(subparsers: Any) -> argparse.ArgumentParser:
@@ -20,10 +22,19 @@ def add_protect(subparsers: Any) -> argparse.ArgumentParser:
         "protect",
         help="write parity from which damage can be repaired",
         description="Write signed parity of a model file or folder, from which `repair` restores "
-        "damaged bytes. Sign the model first. Needs the `repair` extra.",
+        "damaged bytes. Sign the model first. Needs the `repair` extra. Exit code 1: the model is "
+        "not what its signature says.",
     )
     parser.add_argument("path", metavar="PATH", help="the file or folder")
     parser.add_argument("--key", required=True, metavar="PRIVATE", help="the private key (PEM)")
+    add_co_key_option(parser, "parity too, as it must where repair is to ask for --threshold")
+    parser.add_argument(
+        "--trusted-key",
+        action="append",
+        default=[],
+        metavar="PUBLIC",
+        help="a public key (PEM) that signed the model, if it was not --key; may be repeated",
+    )
     parser.add_argument(
         "--redundancy",
         type=float,
@@ -33,29 +44,38 @@ def add_protect(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--parity", metavar="FILE", help="default: PATH with .parity added")
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
+    add_ignore_option(parser, signs=True)
     add_password_options(parser)
-    parser.set_defaults(command=run_protect)
+    parser.set_defaults(command=run_protect, verifies=True)
     return parser
 
 
 def run_protect(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `protect`."""
-    protect = _load("parity.protecting").protect
+    password = password_from(options)
     with progress_bar("Encoding", json=options.json) as progress:
-        parity = protect(
+        report = _integrity().write_parity(
             options.path,
             options.key,
             redundancy=options.redundancy,
-            password=password_from(options),
+            password=password,
+            co_signing_keys=[co_key(path, password) for path in options.co_key],
+            trusted_keys=options.trusted_key or None,
             parity_path=options.parity,
             signature_path=options.signature,
+            ignore=options.ignore,
             progress=progress,
         )
     return {
         "path": options.path,
-        "parity": str(parity),
-        "bytes": parity.stat().st_size,
-        "message": f"Protected {options.path}: {parity} ({parity.stat().st_size} bytes)",
+        "parity": str(report.parity),
+        "bytes": report.size,
+        "model": report.name,
+        "version": report.version,
+        "signers": list(report.signers),
+        "rests_on": list(report.rests_on),
+        "longest_burst": report.longest_burst,
+        "message": printable(str(report)),
     }
 
 
@@ -71,6 +91,7 @@ def add_repair(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("path", metavar="PATH", help="the file or folder")
     parser.add_argument("--parity", metavar="FILE", help="default: PATH with .parity added")
     parser.add_argument("--signature", metavar="FILE", help="default: PATH with .sig added")
+    add_ignore_option(parser)
     add_trust_options(parser)
     parser.set_defaults(command=run_repair, verifies=True)
     return parser
@@ -78,13 +99,14 @@ def add_repair(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_repair(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `repair`."""
-    repair = _load("parity.repairing").repair
     with progress_bar("Repairing", json=options.json) as progress:
-        report = repair(
+        report = _integrity().repair(
             options.path,
-            trusted_from(options),
+            trust_from(options),
             parity_path=options.parity,
             signature_path=options.signature,
+            expected_name=options.name,
+            ignore=options.ignore,
             progress=progress,
         )
     return {

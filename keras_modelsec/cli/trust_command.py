@@ -11,15 +11,17 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from keras_modelsec._core.printable import printable
+from keras_modelsec._signing.key_files import load_signing_key, load_verifying_key
+from keras_modelsec._signing.keys import SigningKey
+from keras_modelsec._signing.secrets import Password
+from keras_modelsec._signing.trust_store import TrustStore
+from keras_modelsec._storage import files
 from keras_modelsec.cli.passwords import add_password_options, password_from
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.errors import ConcurrentChangeError, WrongPasswordError
-from keras_modelsec.integrity.keys.key_loading import load_signing_key, load_verifying_key
-from keras_modelsec.integrity.keys.signing_key import SigningKey
-from keras_modelsec.integrity.keys.trust_store import TrustStore
-from keras_modelsec.integrity.secrets import Password
-from keras_modelsec.integrity.signatures.describing import compare
-from keras_modelsec.integrity.signatures.statement import root_digest
+from keras_modelsec.cli.trust_options import add_root_threshold
+from keras_modelsec.errors import ConcurrentChangeError, WrongPasswordError
+from keras_modelsec.integrity.signing.describing import compare
+from keras_modelsec.integrity.statements.openssf_statement import root_digest
 
 _ATTEMPTS = 8  # against other writers
 
@@ -111,6 +113,7 @@ def _add_list(actions: Any) -> argparse.ArgumentParser:
         help="a root's public key (PEM); may be given again",
     )
     _add_minimum(parser)
+    add_root_threshold(parser)
     parser.set_defaults(command=run_list, verifies=True)
     return parser
 
@@ -189,7 +192,10 @@ def run_rotate(options: argparse.Namespace) -> dict[str, Any]:
 def run_list(options: argparse.Namespace) -> dict[str, Any]:
     """Runs `trust list`."""
     store = TrustStore.load(
-        options.store, options.root, minimum_store_version=options.minimum_store_version
+        options.store,
+        options.root,
+        minimum_store_version=options.minimum_store_version,
+        root_threshold=options.root_threshold,
     )
     fields = json.loads(store.to_bytes())
     del fields["_type"]
@@ -218,7 +224,7 @@ def _change(
                 raise
             continue
         break
-    message = f"{text} in {options.store} (version {store.version})"
+    message = printable(f"{text} in {options.store} (version {store.version})")
     return {"store": str(place), "version": store.version, "message": message}
 
 
@@ -286,5 +292,4 @@ _ENDS = (("from", "not_before"), ("until", "not_after"))
 
 def _one_line(*parts: str) -> str:
     """The parts that are not empty; nothing in them can start a line or steer a terminal."""
-    text = "  ".join(part for part in parts if part)
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return printable("  ".join(part for part in parts if part))

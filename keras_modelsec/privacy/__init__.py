@@ -2,11 +2,6 @@
 
 from keras_modelsec.privacy.dp_mixin import DPMixin
 from keras_modelsec.privacy.dp_optimizer import DPOptimizer
-from keras_modelsec.privacy.errors import (
-    NotPrivateError,
-    PrivacyBudgetExceeded,
-    UnsupportedModelError,
-)
 from keras_modelsec.privacy.layer_rules import FallbackRule, LayerRule, register_layer_rule
 from keras_modelsec.privacy.privacy_budget import PrivacyBudget
 
@@ -15,9 +10,6 @@ __all__ = [
     "DPOptimizer",
     "FallbackRule",
     "LayerRule",
-    "NotPrivateError",
     "PrivacyBudget",
-    "PrivacyBudgetExceeded",
-    "UnsupportedModelError",
     "register_layer_rule",
 ]

@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_modelsec._core import backend
 from keras_modelsec._core import keras_internals as internals
-from keras_modelsec.privacy.errors import UnsupportedModelError
+from keras_modelsec.errors import UnsupportedModelError
 from keras_modelsec.privacy.layer_rules import FallbackRule, LayerRule, find_rule, is_registered
 from keras_modelsec.privacy.layer_rules.rule import floating_leaves
 from keras_modelsec.privacy.model_checks import check_recomputable
@@ -149,8 +149,10 @@ def _recording_call(
                 result = original(*args, **kwargs)
         else:
             result = original(*args, **kwargs)
+        result = _each_by_itself(result)
         outputs = floating_leaves(result)
         for output in outputs:
+            _check_place(layer, output, batch)
             _check_batch_axis(layer, output, batch)
         places = [watch(output) for output in outputs]
         unit.calls.append(SavedCall(args, kwargs, outputs, places))
@@ -167,6 +169,36 @@ def _activation_off(layer: keras.Layer) -> Iterator[None]:
         yield
     finally:
         layer.__dict__["activation"] = activation
+
+
+def _each_by_itself(result: Any) -> Any:
+    """The outputs of a call, such that none is one tensor with another (an LSTM's, with its state).
+
+    The gradient of a tensor that is watched twice would be counted twice.
+    """
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        if id(leaf) not in seen or not ops.is_tensor(leaf):
+            seen.add(id(leaf))
+            return leaf
+        return internals.carry_mask(leaf, backend.another_tensor(leaf))
+
+    return keras.tree.map_structure(own, result)
+
+
+def _check_place(layer: keras.Layer, output: Tensor, batch: Tensor) -> None:
+    """Refuses a call whose gradient the backward pass of the whole step could not reach."""
+    if not backend.same_graph(output, batch):
+        raise UnsupportedModelError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) must be called by the model itself. "
+            "Received: a call inside of a loop, a branch or a compiled function (`ops.fori_loop`, "
+            "`ops.while_loop`, `ops.scan`, `ops.map`, `ops.vectorized_map`, `ops.cond`, "
+            "`tf.function` and the like), where its gradient is not seen, so that it would not "
+            "train. Write the loop in Python, or make it the `call` of a layer that owns the "
+            "layers in it, and register that layer's class with ms.privacy.register_layer_rule("
+            "TheClass, ms.privacy.FallbackRule())."
+        )
 
 
 def _check_batch_axis(layer: keras.Layer, output: Tensor, batch: Tensor) -> None:

@@ -10,9 +10,16 @@ from keras import ops
 from keras_modelsec._core import backend
 from keras_modelsec._core.checks import check_integer, check_number
 from keras_modelsec._core.serialization import register
-from keras_modelsec.privacy.clipping import ClippedGradients
-from keras_modelsec.privacy.errors import NotPrivateError
-from keras_modelsec.privacy.ledger import Ledger, Run
+from keras_modelsec.errors import NotPrivateError
+from keras_modelsec.privacy.clipped_sums import ClippedSums, without_saved_sums
+from keras_modelsec.privacy.clipping import ClippedGradients, unseal
+from keras_modelsec.privacy.data_source import (
+    NOTHING_KNOWN,
+    DataSource,
+    check_batches_are_bounded,
+)
+from keras_modelsec.privacy.inner_optimizer import check_inner_optimizer
+from keras_modelsec.privacy.ledger import EVERY_BATCH, ONE_PASS, SEVERAL, SPANNING, Ledger, Run
 
 Tensor = Any
 
@@ -51,7 +58,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
             size of the first batch that is trained on. Give it when batches vary in size (Poisson
             sampling): dividing by the actual size would leak it.
         gradient_accumulation_steps: Integer >= 2: batches whose clipped sums are added up before
-            noise is added once and the inner optimizer steps. None for every batch.
+            noise is added once and the inner optimizer steps. None for every batch. What was
+            summed and not yet released is never saved; loading a state drops it as well.
         seed: Integer for reproducible noise in tests, which then is no secret and gives no privacy.
             None takes the operating system's entropy. Never saved.
         name: Name of the optimizer.
@@ -95,23 +103,24 @@ class DPOptimizer(keras.optimizers.Optimizer):
         )
         seed = check_integer("seed", seed, minimum=0, optional=True)
         inner_optimizer = keras.optimizers.get(inner_optimizer)
-        _check_inner(inner_optimizer)
+        check_inner_optimizer(inner_optimizer, DPOptimizer)
         self.inner_optimizer = inner_optimizer
         self.has_fixed_seed = seed is not None
         self._seed = seed
         self._noise: backend.NoiseSource | None = None
-        self._sums: list[keras.Variable] = []
-        self.ledger = Ledger(self.add_variable)
+        self._sums: ClippedSums | None = None
+        # For DPMixin, which sees what Keras does not tell an optimizer about a file.
+        self.adds_loaded_spending = True
+        self.has_loaded_spending = False
+        self.ledger = Ledger(self.add_variable, has_fixed_seed=seed is not None)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Creates the state of the inner optimizer, the noise source and the accumulators."""
+        """Creates the state of the inner optimizer, the noise source and the clipped sums."""
         if self.built:
             return
         variables = list(variables)
         if self.micro_batches:
-            self._sums = [
-                self.add_variable_from_reference(v, name="clipped_sum") for v in variables
-            ]
+            self._sums = ClippedSums(variables, self.micro_batches)
         self._noise = backend.NoiseSource(self._seed)
         self.inner_optimizer.build(variables)
         super().build(variables)
@@ -128,8 +137,14 @@ class DPOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The state, the inner optimizer's included."""
+        """The state, the inner optimizer's included; never sums that have no noise yet."""
         return self._variables + self.inner_optimizer.variables
+
+    @property
+    def secrets(self) -> list[Any]:
+        """What no hook may read or write: sums without noise, and the source of noise."""
+        sums = [] if self._sums is None else self._sums.secrets
+        return sums if self._noise is None else [*sums, self._noise.state]
 
     @property
     def learning_rate(self) -> Any:
@@ -149,11 +164,11 @@ class DPOptimizer(keras.optimizers.Optimizer):
         """Adds noise to clipped sums and steps the inner optimizer.
 
         Args:
-            grads: The `ClippedGradients` of the private step.
+            grads: The `ClippedGradients` of the private step, as it returned them, once.
             trainable_variables: The weights they belong to.
 
         Raises:
-            NotPrivateError: For any other gradients.
+            NotPrivateError: For any other gradients, before anything is changed.
         """
         if not isinstance(grads, ClippedGradients) or grads.l2_norm_clip != self.l2_norm_clip:
             raise NotPrivateError(
@@ -163,6 +178,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
                 "functional or Sequential model into one); a plain keras.Model, a "
                 "LossScaleOptimizer around this one, and custom loops do not clip."
             )
+        grads = unseal(grads, self)
         variables = list(trainable_variables or self._trainable_variables)
         self.build(variables)
         present = [
@@ -171,8 +187,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
             if total is not None
         ]
         self._record_batch_size(grads.batch_size)
-        if self.micro_batches:
-            self._accumulate(present)
+        if self._sums is not None:
+            self._accumulate(self._sums, present)
         else:
             self._release(*zip(*present, strict=True))
         self._iterations.assign_add(1)
@@ -185,25 +201,21 @@ class DPOptimizer(keras.optimizers.Optimizer):
             divisor = ops.cast(self.expected_batch_size, "int64")
         self.ledger.record_batch(divisor, examples)
 
-    def _accumulate(self, present: Sequence[tuple[Tensor, Tensor, keras.Variable]]) -> None:
+    def _accumulate(
+        self, sums: ClippedSums, present: Sequence[tuple[Tensor, Tensor, keras.Variable]]
+    ) -> None:
         if backend.replica_count() > 1:
             raise NotPrivateError(
                 "gradient_accumulation_steps does not work under a distribution strategy with "
                 "several replicas: a conditional update cannot synchronise them (Keras's own "
                 "accumulation has the same limit). Use larger batches instead."
             )
-        stores = [self._sums[self._get_variable_index(v)] for _, _, v in present]
-        for store, (total, _, _) in zip(stores, present, strict=True):
-            store.assign_add(ops.cast(total, store.dtype))
-        is_last = ops.equal((self._iterations + 1) % self.micro_batches, 0)
-
-        def release() -> None:
-            sums = [ops.cast(store, "float32") for store in stores]
-            self._release(sums, [p for _, p, _ in present], [v for _, _, v in present])
-            for store in stores:
-                store.assign(ops.zeros_like(store))
-
-        ops.cond(is_last, release, lambda: None)
+        totals, penalties, variables = zip(*present, strict=True)
+        sums.add(
+            totals,
+            [self._get_variable_index(variable) for variable in variables],
+            lambda added: self._release(added, penalties, variables),
+        )
 
     def _release(
         self,
@@ -226,18 +238,70 @@ class DPOptimizer(keras.optimizers.Optimizer):
             if penalty is not None:
                 gradient = gradient + ops.cast(penalty, "float32") / replicas
             gradients.append(ops.cast(gradient, variable.dtype))
-        self.ledger.record_release(self.noise_multiplier, self.micro_batches or 1)
+        # A step that got no batch fails in its trace's first operation, while what does not depend
+        # on the batch may run: it must not count. And nothing is released before it has counted.
+        self.ledger.record_release(self.noise_multiplier, self.micro_batches or 1, after=sums)
+        counted = self.ledger.releases.value
+        gradients = [backend.after(gradient, counted) for gradient in gradients]
         self.inner_optimizer.apply(gradients, variables)
 
-    def begin_run(self, steps: int | None = None) -> None:
-        """Closes the previous `fit` in the ledger; each may start the data over.
+    def begin_run(self) -> None:
+        """Closes the run so far in the ledger; nothing is claimed of the data of the next one."""
+        self.ledger.close_run(self.noise_multiplier, self.micro_batches or 1)
+        spanning = SEVERAL if self.ledger.may_hold_several() else SPANNING
+        self.ledger.open_run(spanning if self._is_within_release() else EVERY_BATCH)
+
+    def begin_pass(self, source: DataSource = NOTHING_KNOWN) -> None:
+        """Closes the run so far, since Keras starts the data over, and opens one for these data.
 
         Args:
-            steps: Batches in a pass over the data, or None if that is not known.
+            source: What is known of the data.
+
+        Raises:
+            NotPrivateError: If a batch may hold an example several times, and nothing bounds it.
         """
-        self.ledger.close_run(self.noise_multiplier, self.micro_batches or 1)
-        half_done = self.micro_batches and int(np.asarray(self._iterations)) % self.micro_batches
-        self.ledger.open_run(-1 if half_done else steps or 0)
+        coming = self.coming_run(source)
+        self.begin_run()
+        self.ledger.open_run(int(coming.pass_examples), coming.sampling_probability)
+
+    def coming_run(self, source: DataSource) -> Run:
+        """What a run is that begins now, with these data; nothing is released in it yet.
+
+        Raises:
+            NotPrivateError: If a batch may hold an example several times, and nothing bounds it.
+        """
+        size = self.ledger.told_dataset_size() if source.in_passes else 0
+        is_spanning = self._is_within_release()
+        if is_spanning and self.ledger.may_hold_several():
+            raise NotPrivateError(
+                "Batches that wait for their release must not hold an example more than once when "
+                "the data start over. Received: gradient_accumulation_steps="
+                f"{self.micro_batches}, and batches of data that repeat which were not yet "
+                "released. Let an epoch have a multiple of it in steps, or compile again with a "
+                "new DPOptimizer."
+            )
+        check_batches_are_bounded(source, size, is_spanning)
+        pass_examples = size or (ONE_PASS if source.once else EVERY_BATCH)
+        probability = self.ledger.told_sampling_probability()
+        if is_spanning:
+            pass_examples = SPANNING
+            # The batches that wait for their release must have been drawn like this, too.
+            if probability != self.ledger.said_sampling_probability():
+                probability = 0.0
+        micro_batches = self.micro_batches or 1
+        return Run(
+            self.noise_multiplier,
+            self.batch_size * micro_batches,
+            0.0,
+            1.0,
+            float(micro_batches),
+            float(pass_examples),
+            probability,
+        )
+
+    def _is_within_release(self) -> bool:
+        """Whether batches are accumulated whose release is to come."""
+        return self._sums is not None and self._sums.are_pending
 
     def runs(self, *, with_current: bool = False) -> list[Run]:
         """What was released so far; the current `fit` last, and also if empty on request."""
@@ -255,6 +319,11 @@ class DPOptimizer(keras.optimizers.Optimizer):
         """The expected batch size; before the first batch the last one in the ledger, or 1."""
         return self.ledger.nominal_batch_size()
 
+    @property
+    def known_batch_size(self) -> int | None:
+        """Examples per batch as given, or as recorded; None before the first batch."""
+        return self.expected_batch_size or int(np.asarray(self.ledger.batch_size)) or None
+
     def inherit_spending(self, previous: "DPOptimizer") -> None:
         """Takes over what `previous` spent on the same weights."""
         if previous is not self:
@@ -268,20 +337,41 @@ class DPOptimizer(keras.optimizers.Optimizer):
     def load_own_variables(self, store: Any) -> None:
         """Restores the state, and with it what was spent, or raises.
 
-        Keras only warns when an optimizer's state does not fit; the spent budget would be lost.
+        Keras only warns when an optimizer's state does not fit, or turns the error into a warning
+        (`load_weights(skip_mismatch=True)`), when weights of the file are in place already. So what
+        the file says was spent is added to the ledger before this raises.
         State saved before the first step may not fit, since it had no slots for the weights yet.
+        Batches that were summed and not yet released are dropped.
         """
-        if len(store.keys()) != len(self.variables):
-            if self.ledger.is_unspent(store, first=_BASE_VARIABLES):
-                return
+        self._forget_sums()
+        self.begin_run()
+        keys = [key for key in map(str, range(len(store.keys()))) if key in store.keys()]  # noqa: SIM118
+        values = [store[key] for key in keys]
+        values[_BASE_VARIABLES:] = self.ledger.upgrade(values[_BASE_VARIABLES:])
+        own, weights = len(self._variables), self._trainable_variables
+        if len(values) == len(self.variables) + len(weights):
+            values = without_saved_sums(values, own, weights)
+        self.has_loaded_spending = self.ledger.is_unspent(values[_BASE_VARIABLES:])
+        if _shapes(values) == _shapes(self.variables):
+            earlier = self.runs() if self.adds_loaded_spending else []
+            for variable, value in zip(self.variables, values, strict=True):
+                variable.assign(value)
+            # What comes next may start the data over, and with another noise multiplier.
+            self.begin_run()
+            self.ledger.add(earlier)
+            self.has_loaded_spending = True
+        elif not self.has_loaded_spending:
+            self.has_loaded_spending = self.ledger.add_saved(values[_BASE_VARIABLES:])
             raise NotPrivateError(
                 "The saved state of DPOptimizer must fit, since it holds what privacy was spent. "
-                f"Received: {len(store.keys())} saved values for {len(self.variables)} variables."
+                f"Received: {len(store.keys())} saved values for {len(self.variables)} variables, "
+                "or values of other shapes. Compile the model as it was when it was saved. What "
+                "this state says was spent counts from now on, since the weights may be loaded."
             )
-        super().load_own_variables(store)
-        # What comes next may start the data over, and with another noise multiplier; how long its
-        # passes are is not known, and the saved run's length may not be theirs.
-        self.begin_run()
+
+    def _forget_sums(self) -> None:
+        if self._sums is not None:
+            self._sums.forget()
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; never the seed, which would reveal the noise."""
@@ -304,25 +394,5 @@ class DPOptimizer(keras.optimizers.Optimizer):
         return cls(inner, **config)
 
 
-def _check_inner(inner_optimizer: Any) -> None:
-    if not isinstance(inner_optimizer, keras.optimizers.Optimizer):
-        raise TypeError(
-            "`inner_optimizer` must be a Keras optimizer or its name. Received: "
-            f"{inner_optimizer!r}."
-        )
-    if isinstance(inner_optimizer, DPOptimizer | keras.optimizers.LossScaleOptimizer):
-        raise ValueError(
-            "`inner_optimizer` must not wrap another optimizer. Received: "
-            f"{type(inner_optimizer).__name__}. DPOptimizer scales float16 losses by itself."
-        )
-    for option in ("gradient_accumulation_steps", "loss_scale_factor"):
-        if getattr(inner_optimizer, option, None) is not None:
-            raise ValueError(
-                f"`{option}` must not be set on the inner optimizer, where it would act on every "
-                f"noisy batch. Received: {option}={getattr(inner_optimizer, option)}. "
-                + (
-                    "Pass gradient_accumulation_steps to DPOptimizer instead."
-                    if option.startswith("gradient")
-                    else "Leave it out: DPOptimizer scales float16 losses by itself."
-                )
-            )
+def _shapes(values: Sequence[Any]) -> list[tuple[int, ...]]:
+    return [tuple(np.shape(value)) for value in values]

@@ -1,13 +1,30 @@
-"""A probe of what the static checks cannot see, once per model, on made-up examples.
+"""A probe of what the static checks cannot see: whether examples of a batch meet.
 
-The static checks know Keras's layers; a custom layer or a Lambda can mix examples without owning a
-weight, keep something of the data in its state, or use a weight where its gradient is not seen. The
-probe runs the model once on random examples and differentiates the outputs of half of them: with
-respect to everything that belongs to the other half, which must give zero, and with respect to the
-weights, which must give the sum of the per-example gradients.
+The static checks know Keras's layers; a custom layer, loss or hook can mix examples without owning
+a weight, keep something of the data in its state, or use a weight where its gradient is not seen.
+So before the first step after each `compile`, and for each new structure of the data, the model's
+own step is traced on made-up examples and run several times: with the same state and the same
+randomness, and with half of the examples exchanged. For the other half nothing may change, neither
+what goes into a layer and comes out of it, nor its loss, nor the gradients; nor may the variables
+that the step leaves behind, nor what penalties, constraints and schedules do in the update. The
+per-example gradients must add up to the ordinary gradient. `probe_states.py` says in which states.
+
+How many examples a small made-up batch has is drawn anew for each probe; besides, some are as large
+as the batches of the data, where that is known (arrays, `train_on_batch`, `tf.data` batches), and
+37 examples where it is not; there each example in turn is exchanged while each other is kept.
+
+What it does not see: a coupling that none of the values tried brings out (one that begins at a
+threshold far away, needs certain labels, tokens or lengths, or is weaker than the tolerance), or
+none of the states; one that only batches of another size have, or examples further apart than 36 in
+batches whose size is not known; what depends on the number of examples, which is taken as public;
+what Python code does from the second trace on, or only when it is not traced (`run_eagerly=True`);
+what an optimizer class of the user's own does besides its learning rate; what becomes of the
+metrics and logs; and what was done to the data before `fit` got them.
 """
 
+import warnings
 import weakref
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -16,160 +33,329 @@ from keras import ops
 
 from keras_modelsec._core import backend
 from keras_modelsec._core import keras_internals as internals
-from keras_modelsec.privacy.capture import Unit, capturing, find_units
-from keras_modelsec.privacy.clipping import per_example_gradients
-from keras_modelsec.privacy.errors import UnsupportedModelError
-from keras_modelsec.privacy.layer_rules.rule import floating_leaves
+from keras_modelsec.errors import NotPrivateError, UnsupportedModelError
+from keras_modelsec.privacy import probe_states
+from keras_modelsec.privacy.metric_probe import check_metrics_keep_to_themselves
+from keras_modelsec.privacy.model_checks import has_own_hooks
+from keras_modelsec.privacy.observation import Observer, by_group
+from keras_modelsec.privacy.probe_batches import (
+    GUESSED_LENGTHS,
+    UNKNOWN_SIZE,
+    Batch,
+    Leaf,
+    draw_size,
+    full_groups,
+    groups,
+    leaves_of,
+)
 
-_PROBED: "weakref.WeakSet[keras.Model]" = weakref.WeakSet()
+# For each model what it was when it was probed, and the structures of data it was probed with.
+_PROBED: "weakref.WeakKeyDictionary[keras.Model, tuple[Any, set[Any]]]" = (
+    weakref.WeakKeyDictionary()
+)
 
-# Half of the examples, such that no shift, flip or swap of pairs maps the half onto itself; a
-# random permutation does so once in 70 times.
-_EXAMPLES, _HALF = 8, np.array([1, 0, 0, 1, 0, 1, 1, 0], "float32")
+# Relative to the largest value. The arithmetic of one example's row is the same whatever the others
+# hold, so these leave room only for operations that gather rows before they compute.
+_SAME, _SAME_IN_LOW_PRECISION, _ROUNDING = 1e-4, 0.02, 1e-6
+_SUMS, _SUMS_IN_LOW_PRECISION = 0.01, 0.2
 
-_UNKNOWN_SIZE = 16  # tried for an axis whose length is not known
-_TOLERANCE = {"float32": 0.01, "float64": 0.01}
-_LOW_PRECISION_TOLERANCE = 0.2
+# How much of the batches is run in further states: the first of a group, and one with each half of
+# the examples exchanged; of the first kinds of values that the model takes.
+_FEW, _FEW_KINDS = 3, 2
 
 
-def check_examples_are_independent(model: keras.Model, x: Any) -> None:
-    """Refuses a model whose forward pass mixes examples; each model is probed once.
-
-    Not probed: inputs that are not numbers, inputs with axes of unknown length that the model does
-    not take at a length of 16, and what happens before the first weight to inputs that are not
-    floating-point.
+def check_examples_are_independent(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    batch_size: int | None = None,
+) -> None:
+    """Refuses a model whose private step mixes examples, or keeps something of them.
 
     Args:
-        model: A built model.
-        x: The inputs of the step that is being traced; only shapes and dtypes are used.
+        model: A built and compiled model.
+        x: The inputs of the step that is being traced, as `fit` hands them over; only structure,
+            shapes and dtypes are used, as of `y` and `sample_weight`.
+        y: Targets.
+        sample_weight: Weights of the examples, or None.
+        batch_size: Examples in a batch at most, for data whose shapes do not tell; None if unknown.
 
     Raises:
-        UnsupportedModelError: With the name of the layer after which examples meet.
+        UnsupportedModelError: With the name of what mixes the examples, or of the layer before it.
     """
-    if model in _PROBED:
-        return
-    leaves = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
-    if all(keras.backend.standardize_dtype(leaf.dtype) != "string" for leaf in leaves):
-        is_guess = any(None in leaf.shape[1:] for leaf in leaves)
-        backend.run_eagerly_now(lambda: _probe_and_restore(model, x, is_guess=is_guess))
-    _PROBED.add(model)
+    leaves = leaves_of(x, y, sample_weight)
+    fixed = next(leaf.shape[0] for leaf in keras.tree.flatten(x) if leaf is not None)
+    size = max(fixed or batch_size or UNKNOWN_SIZE, 2)
+    if not (fixed == size and has_own_hooks(model)):
+        fixed = None  # of no consequence: the model and its loss are not told
+    token = internals.compile_token(model), tuple(v.trainable for v in model.variables)
+    probed_as, structures = _PROBED.get(model, (None, set()))
+    if probed_as is None or probed_as[0] is not token[0] or probed_as[1] != token[1]:
+        probed_as, structures = token, set()
+    structure = (size, fixed, *leaves)
+    if structure not in structures:
+        backend.run_eagerly_now(lambda: _check((x, y, sample_weight), model, leaves, size, fixed))
+        structures.add(structure)
+    _PROBED[model] = probed_as, structures
 
 
-def _examples_like(x: Any, seed: int) -> Any:
-    """Examples in the structure, shapes and dtypes of `x`."""
-    generator = np.random.default_rng(seed)
+def _check(
+    data: Any, model: keras.Model, leaves: list[Leaf], full_size: int, fixed_size: int | None
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the step itself will say them
+        probe = _Probe(model, data, fixed_size)
+        is_guess = any(None in leaf.shape for leaf in leaves)
+        for length in GUESSED_LENGTHS if is_guess else GUESSED_LENGTHS[:1]:
+            if probe.succeeds_with(leaves, length, full_size):
+                return
+    raise UnsupportedModelError(
+        "A model trained privately is run on made-up examples first, to see that it treats them "
+        f"independently. Received: a model that ran on none of them: {probe.failure}. Give axes of "
+        "the data a fixed length, and let the model take values between 0 and 1 (integers 0, 1)."
+    )
 
-    def examples(leaf: Any) -> Any:
-        if leaf is None:
-            return None
-        dtype = keras.backend.standardize_dtype(leaf.dtype)
-        shape = (_EXAMPLES, *(_UNKNOWN_SIZE if n is None else n for n in leaf.shape[1:]))
-        if keras.backend.is_float_dtype(dtype):
-            return ops.convert_to_tensor(generator.uniform(0.05, 0.95, shape).astype("float32"))
-        return ops.convert_to_tensor(generator.integers(0, 2, shape).astype(dtype))
 
-    return keras.tree.map_structure(examples, x)
+class _Probe:
+    """The traced step of one model, and the comparisons."""
 
+    def __init__(self, model: keras.Model, data: Any, fixed_size: int | None):
+        self._model = model
+        self._data = data
+        self._fixed_size = fixed_size
+        self._size = fixed_size or draw_size()
+        self._is_repeatable = True
+        self.failure: str = ""
+        kinds = {layer.compute_dtype for layer in internals.flatten_layers(model)}
+        self._is_low_precision = bool(kinds & {"float16", "bfloat16"})
+        self._trace(uses_loss=True)
+        if self._step.unseen_state:
+            raise UnsupportedModelError(
+                "A model trained privately must not keep its data, nor hand them to Python. "
+                f"Received: a step with the operations {self._step.unseen_state}. Use TensorFlow "
+                "operations without state; Python code belongs into the data pipeline."
+            )
+        if self._step.places_of(internals.metric_variables(model)):
+            raise UnsupportedModelError(
+                "A model trained privately must not use its metrics, which hold what the data "
+                "were, without noise. Received: a forward pass, loss or hook (or a regularizer, "
+                "constraint or learning rate schedule) that reads or updates a variable of a "
+                "metric. Keep metrics out of what is trained."
+            )
 
-def _probe_and_restore(model: keras.Model, x: Any, *, is_guess: bool) -> None:
-    before = [np.array(v) for v in model.weights]
-    try:
-        _check_state(model, x, before)
-        _probe(model, _examples_like(x, seed=0))
-    except UnsupportedModelError:
-        raise
-    except Exception:
-        # The model may rightly refuse a length it was not made for.
-        if not is_guess:
+    def _trace(self, *, uses_loss: bool) -> None:
+        self._observer = Observer(self._model, uses_loss=uses_loss)
+        self._step = self._traced(self._observer.step)
+
+    def _traced(self, function: Callable[..., list[Any]]) -> backend.TracedFunction:
+        """A trace of a function of x, y, sample_weight and which examples are kept."""
+
+        def step(kept: Any, *leaves: Any) -> list[Any]:
+            remaining = iter(leaves)
+            x, y, sample_weight = keras.tree.map_structure(
+                lambda leaf: None if leaf is None else next(remaining), self._data
+            )
+            return function(x, y, sample_weight, kept)
+
+        present = [leaf for leaf in keras.tree.flatten(self._data) if leaf is not None]
+        self._dtypes = [leaf.dtype for leaf in present]
+        arguments = [ops.zeros((self._size,)), *present]
+        try:
+            traced = backend.TracedFunction(step, arguments, self._fixed_size)
+            _refuse_secrets(traced, self._model)
+            return traced
+        except NotPrivateError:
             raise
-    finally:
-        _restore(model, before)
-
-
-def _restore(model: keras.Model, values: list[np.ndarray]) -> list[np.ndarray]:
-    """Puts back what the run changed, and returns what it had become."""
-    became = [np.array(v) for v in model.weights]
-    for variable, value, changed in zip(model.weights, values, became, strict=True):
-        if not np.array_equal(value, changed):
-            variable.assign(value)
-    return became
-
-
-def _check_state(model: keras.Model, x: Any, before: list[np.ndarray]) -> None:
-    """Refuses state that the forward pass updates differently for different examples."""
-    internals.call_for_training(model, _examples_like(x, seed=0))
-    after = _restore(model, before)
-    if all(map(np.array_equal, before, after)):
-        return
-    internals.call_for_training(model, _examples_like(x, seed=1))
-    for variable, left, right in zip(model.weights, after, _restore(model, before), strict=True):
-        if not np.allclose(left, right, rtol=1e-5, atol=1e-7):
+        except Exception as error:
+            if not self._model.run_eagerly:
+                raise  # what `fit` itself would say of it
             raise UnsupportedModelError(
-                "A model trained privately must not keep anything of its data but by the noisy "
-                f"steps. Received: {variable.path!r}, which the forward pass updates from the "
-                "examples, without noise. Remove the update in training, or freeze the layer."
-            )
+                "The step of a model trained privately must be one that TensorFlow can trace, to "
+                "see that examples do not meet in it, also with run_eagerly=True. Received: a step "
+                f"that fails with {type(error).__name__}: {error}. Leave out `.numpy()` and what "
+                "else needs values while it is traced."
+            ) from error
 
+    def _run(self, batch: Batch) -> tuple[list[np.ndarray], list[Any]]:
+        """What was observed, and what the variables became; they are put back."""
+        if not self._is_repeatable:
+            self._step.begin_randomness_again()
+        before = self._step.state()
+        try:
+            return self._call(self._step, batch), self._step.state()
+        finally:
+            self._step.set_state(before)
 
-def _probe(model: keras.Model, x: Any) -> None:
-    units = find_units(model)
-    weights = [v for unit in units for v in unit.variables]
+    def _call(self, step: backend.TracedFunction, batch: Batch) -> list[np.ndarray]:
+        leaves = [
+            part if part.dtype == object else ops.cast(ops.convert_to_tensor(part), dtype)
+            for part, dtype in zip(batch.arrays, self._dtypes, strict=True)
+        ]
+        return step(batch.kept.astype("float32"), *leaves)
 
-    def half_of_output(watch: Any) -> tuple[Any, None]:
-        for leaf in floating_leaves(x):
-            watch(leaf)
-        for variable in weights:
-            watch(variable.value)
-        with capturing(units, watch, ops.convert_to_tensor(_EXAMPLES)):
-            outputs = floating_leaves(internals.call_for_training(model, x))
-        return sum(_half(ops.cast(output, "float32") ** 2) for output in outputs), None
+    def succeeds_with(self, leaves: list[Leaf], length: int, full_size: int) -> bool:
+        """False if the model could not be run on any batch with axes of this length."""
+        batches = list(groups(leaves, length, self._size))
+        tried = [(group, self._compare(group)) for group in batches]
+        ran = [group for group, run in tried if run is not None]
+        runs = [run for _, run in tried if run is not None]
+        if not runs:
+            return False
+        _check_same_state(self._step, [state for _, state in runs])
+        before, after = self._step.state(), runs[0][1]
+        counters = probe_states.counters(self._step, before, after)
+        for later in probe_states.ahead(before, after, counters):
+            self._compare_in(later, batches)
+        few = [group[:_FEW] for group in ran[:_FEW_KINDS]]
+        runs += self._check_elsewhere(few, counters)
+        self._check_sums(batches, [run[0] for run in runs])
+        check_metrics_keep_to_themselves(
+            self._model,
+            lambda metrics: self._traced(lambda x, y, weight, _: metrics(x, y, weight)),
+            self._call,
+            batches,
+            _check_same_state,
+        )
+        return any(
+            self._compare(group) is not None for group in full_groups(leaves, length, full_size)
+        )
 
-    _, gradients = backend.gradients_of_watched(half_of_output)
-    inputs = len(floating_leaves(x))
-    _check_independence(units, gradients, set(range(inputs, inputs + len(weights))))
-    _check_sums(units, gradients, gradients[inputs : inputs + len(weights)])
+    def _compare_in(
+        self, state: list[Any], batches: list[list[Batch]], *, is_known_to_repeat: bool = False
+    ) -> list[Any]:
+        """As `_compare`, of several groups and in another state, which is taken back."""
+        before = self._step.state()
+        try:
+            self._step.set_state(state)
+            compared = [
+                self._compare(group, is_known_to_repeat=is_known_to_repeat) for group in batches
+            ]
+            runs = [run for run in compared if run is not None]
+            _check_same_state(self._step, [after for _, after in runs])
+            return runs
+        finally:
+            self._step.set_state(before)
 
+    def _check_elsewhere(self, batches: list[list[Batch]], counters: list[int]) -> list[Any]:
+        """Looks again at other weights, where what a zero hides shows, and at ends of periods."""
+        state = self._step.state()
+        runs: list[Any] = []
+        moved = probe_states.with_other_weights(self._step, self._model.trainable_variables, state)
+        for other in moved:
+            runs += self._compare_in(other, batches, is_known_to_repeat=True)
+            if not runs:
+                raise UnsupportedModelError(
+                    "A model trained privately is run at other weights than it has, to see that "
+                    "it treats examples independently there, too. Received: a model that does not "
+                    f"run at any but its own: {self.failure}. Let it take weights moved a little."
+                )
+            state = other
+        for later in probe_states.at_ends_of_periods(state, counters):
+            self._compare_in(later, batches, is_known_to_repeat=True)
+        return runs
 
-def _half(values: Any) -> Any:
-    return ops.sum(ops.sum(ops.reshape(values, (_EXAMPLES, -1)), axis=1) * _HALF)
+    def _compare(self, group: list[Batch], *, is_known_to_repeat: bool = False) -> Any:
+        """Runs the batches of a group, which must agree in what they keep of the first."""
+        try:
+            base = self._run(group[0])
+        except RuntimeError as error:
+            # The model may rightly refuse values it was not made for.
+            self.failure = self.failure or str(error)
+            return None
+        if not is_known_to_repeat:
+            self._require_repeatable(group[0], base[0])
+        self._check_cross(base[0], group[0].kept)
+        for batch in group[1:]:
+            try:
+                run = self._run(batch)
+            except RuntimeError:
+                continue
+            self._check_rows(base[0], run[0], batch.kept)
+            self._check_cross(run[0], batch.kept)
+            _check_same_state(self._step, [base[1], run[1]])
+        return base
 
+    def _require_repeatable(self, batch: Batch, expected: list[np.ndarray]) -> None:
+        for attempt in (True, False):
+            again, _ = self._run(batch)
+            if all(map(self._is_same, expected, again)):
+                return
+            self._is_repeatable = False
+            if attempt:
+                expected, _ = self._run(batch)
+        raise UnsupportedModelError(
+            "A model trained privately must give the same for the same data and random seeds, or "
+            "it cannot be seen whether examples meet. Received: a model that does not. Draw random "
+            "numbers with keras.random and a keras.random.SeedGenerator."
+        )
 
-def _check_independence(units: list[Unit], gradients: list[Any], weights: set[int]) -> None:
-    places = {
-        place: f"layer {unit.layer.name!r}"
-        for unit in units
-        for call in unit.calls
-        for place in call.watched_as
-    }
-    others = np.flatnonzero(_HALF == 0)
-    for place, gradient in reversed(list(enumerate(gradients))):
-        if gradient is None or place in weights:
-            continue
-        if bool(ops.any(ops.take(gradient, others, axis=0) != 0)):
-            raise UnsupportedModelError(
-                "A model trained privately must treat the examples of a batch independently. "
-                "Received: a model in which one example's output depends on another example, by "
-                f"something after {places.get(place, 'the inputs')}. Remove what averages, "
-                "normalises or compares along the batch axis."
-            )
+    def _is_same(self, left: Any, right: Any, tolerance: float | None = None) -> bool:
+        if left.shape != right.shape:
+            return False
+        if left.dtype.kind in "biuOSU":
+            return bool(np.array_equal(left, right))
+        left, right = left.astype("float64"), right.astype("float64")
+        finite = np.abs(np.concatenate([left[np.isfinite(left)], right[np.isfinite(right)]]))
+        own = _SAME_IN_LOW_PRECISION if self._is_low_precision else _SAME
+        atol = (tolerance or own) * finite.max(initial=0.0)
+        return bool(np.allclose(left, right, rtol=0.0, atol=atol, equal_nan=True))
 
+    def _check_rows(
+        self, left: list[np.ndarray], right: list[np.ndarray], kept: np.ndarray
+    ) -> None:
+        """Compares what came of the kept examples, in the order of computation."""
+        labels = self._observer.labels
+        for group in ("forward", "backward", "update"):
+            pairs = zip(by_group(labels, left, group), by_group(labels, right, group), strict=True)
+            blamed = ""
+            for (blame, one), (_, other) in pairs:
+                has_rows = group != "update" and one.ndim > 0
+                has_rows = has_rows and len(one) == len(kept) == len(other)
+                rows = (one[kept], other[kept]) if has_rows else (one, other)
+                if not self._is_same(*rows, tolerance=_ROUNDING if group == "update" else None):
+                    blamed = blamed or blame
+            if blamed:
+                _refuse(blamed)
 
-def _check_sums(units: list[Unit], gradients: list[Any], expected: list[Any]) -> None:
-    """Refuses a layer whose per-example gradients do not add up to its gradient."""
-    remaining = iter(expected)
-    known = {id(unit): parts for unit, parts in per_example_gradients(units, gradients)}
-    ones = ops.ones((_EXAMPLES,))
-    for unit in units:
-        parts = known.get(id(unit))
-        sums = [0.0] * len(unit.variables) if parts is None else parts.weighted_sums(ones, None)
-        pairs = [(np.asarray(s), _dense(next(remaining))) for s in sums]
+    def _check_cross(self, run: list[np.ndarray], kept: np.ndarray) -> None:
+        """The kept examples' outputs must not depend on the others at all, however weakly."""
+        for blame, gradient in by_group(self._observer.labels, run, "cross"):
+            others = gradient[~kept]
+            # Extreme values may overflow, and zero times infinity tells nothing.
+            if np.any(others[np.isfinite(others)] != 0):
+                _refuse(blame)
+
+    def _check_sums(self, batches: list[list[Batch]], runs: list[Any]) -> None:
+        """Refuses a layer whose per-example gradients do not add up to its gradient."""
+        telling = [run for run in runs if self._is_telling(run)]
+        if not telling:
+            # A loss that gives made-up labels no gradient shows nothing; the outputs do.
+            self._trace(uses_loss=False)
+            telling = [self._run(batches[0][0])[0]]
+        for run in telling:
+            for number, unit in enumerate(self._observer.units):
+                self._check_unit(unit.layer, str(number), run)
+
+    def _is_telling(self, run: list[np.ndarray]) -> bool:
+        expected = [value for _, value in by_group(self._observer.labels, run, "expected")]
+        return all(np.isfinite(v).all() for v in expected) and any(v.any() for v in expected)
+
+    def _check_unit(self, layer: keras.Layer, number: str, run: list[np.ndarray]) -> None:
+        sums, expected = (
+            [v for n, v in by_group(self._observer.labels, run, group) if n == number]
+            for group in ("sum", "expected")
+        )
+        pairs = list(zip(sums, expected, strict=True))
         difference = sum(float(np.sum(np.square(s - e))) for s, e in pairs) ** 0.5
         size = sum(float(np.sum(np.square(e))) for _, e in pairs) ** 0.5
-        tolerance = _TOLERANCE.get(unit.layer.compute_dtype, _LOW_PRECISION_TOLERANCE)
-        if difference > tolerance * size + 1e-6:
+        is_low = layer.compute_dtype not in ("float32", "float64")
+        tolerance = _SUMS_IN_LOW_PRECISION if is_low else _SUMS
+        if not difference <= tolerance * size + 1e-6:
             raise UnsupportedModelError(
-                f"The per-example gradients of layer {unit.layer.name!r} "
-                f"({type(unit.layer).__name__}) must add up to its gradient. Received: a "
+                f"The per-example gradients of layer {layer.name!r} ({type(layer).__name__}) must "
+                "add up to its gradient. Received: a "
                 f"difference of {difference / max(size, 1e-30):.0%}. Its weights may be used "
                 "outside of its `call`, or its `call` under keras.remat, or it draws random "
                 "numbers or takes a mask from its inputs instead of an argument. Make what does "
@@ -178,5 +364,36 @@ def _check_sums(units: list[Unit], gradients: list[Any], expected: list[Any]) ->
             )
 
 
-def _dense(gradient: Any) -> np.ndarray:
-    return np.zeros(()) if gradient is None else np.asarray(gradient)
+def _check_same_state(
+    step: backend.TracedFunction, states: list[list[Any]], ignored: Collection[int] = ()
+) -> None:
+    """Refuses variables that become what depends on the data."""
+    for state in states[1:]:
+        for place, (left, right) in enumerate(zip(states[0], state, strict=True)):
+            if place in ignored or backend.is_equal_content(left, right):
+                continue
+            left, right = np.asarray(left, "float64"), np.asarray(right, "float64")
+            if not np.allclose(left, right, rtol=1e-5, atol=1e-7):
+                raise UnsupportedModelError(
+                    "A model trained privately must not keep anything of its data but by the "
+                    f"noisy steps. Received: {step.name_of(place)!r}, which the step updates "
+                    "from the examples, without noise. Remove the update in training, or freeze "
+                    "the layer."
+                )
+
+
+def _refuse_secrets(step: backend.TracedFunction, model: Any) -> None:
+    if step.places_of(model.optimizer.secrets):
+        raise UnsupportedModelError(
+            "Clipped sums that wait for their noise, and the state that the noise is drawn from, "
+            "belong to the DPOptimizer alone. Received: a forward pass, loss or hook that reads or "
+            "updates one of them. Use the weights, which have their noise."
+        )
+
+
+def _refuse(blame: str) -> None:
+    raise UnsupportedModelError(
+        "A model trained privately must treat the examples of a batch independently. Received: a "
+        f"model in which what one example contributes depends on another example, by {blame}. "
+        "Remove what averages, normalises, ranks or compares along the batch axis."
+    )

@@ -13,7 +13,9 @@ from keras import ops
 
 from keras_modelsec._core import backend
 from keras_modelsec._core import keras_internals as internals
-from keras_modelsec.privacy.errors import UnsupportedModelError
+from keras_modelsec._core.batch import Batch
+from keras_modelsec._core.train_step import TrainStepOwner
+from keras_modelsec.errors import NotPerExampleError, UnsupportedModelError
 
 _MEANS = ("sum_over_batch_size", "mean")
 _RATES = ("dropout", "recurrent_dropout", "dropout_rate", "rate")
@@ -32,6 +34,20 @@ def check_model(model: keras.Model) -> None:
         )
     for layer in internals.flatten_layers(model):
         _check_layer(layer)
+
+
+_HOOKS = [name for name in vars(TrainStepOwner) if not name.startswith("_")]
+
+
+def has_own_hooks(model: keras.Model) -> bool:
+    """Whether code outside of this package fills a hook of the train step, or is asked by one."""
+    packages = ("keras.", "keras_modelsec.")
+    own = [base for base in type(model).__mro__ if not base.__module__.startswith(packages)]
+    secured: Any = model
+    asked = [type(part) for part in secured.asked_by_hooks()]
+    return any(name in vars(part) for part in (model, *own) for name in _HOOKS) or any(
+        not kind.__module__.startswith(packages) for kind in asked
+    )
 
 
 def _check_layer(layer: keras.Layer) -> None:
@@ -87,8 +103,8 @@ def check_forward_pass(model: keras.Model, y_pred: Any) -> None:
 
 @contextlib.contextmanager
 def checked_losses(
-    model: keras.Model, y: Any, y_pred: Any, batch: Any
-) -> Iterator[Callable[[], bool]]:
+    model: keras.Model, y: Any, y_pred: Any, batch: Any, note: Callable[[Any], None] | None = None
+) -> Iterator[None]:
     """While open, refuses losses that are not one value (or row of values) per example.
 
     Args:
@@ -96,10 +112,7 @@ def checked_losses(
         y: Targets.
         y_pred: Predictions.
         batch: The number of examples, a scalar tensor.
-
-    Yields:
-        A function that tells, after the loss was computed, whether Keras averaged it over the
-        batch (True) or summed it (False).
+        note: Called with the values of each loss, if given.
 
     Raises:
         UnsupportedModelError: For a reduction that mixes examples, or a loss without a batch axis.
@@ -112,15 +125,41 @@ def checked_losses(
             f"'sum_over_batch_size', or all 'sum'. Received: {sorted(map(str, reductions))}."
         )
     for loss in losses:
-        loss.__dict__["call"] = _checked_call(loss, batch)
+        loss.__dict__["call"] = _checked_call(loss, batch, note)
     try:
-        yield lambda: reductions != {"sum"}
+        yield
     finally:
         for loss in losses:
             loss.__dict__.pop("call", None)
 
 
-def _checked_call(loss: keras.losses.Loss, batch: Any) -> Callable[..., Any]:
+def checked_values(model: keras.Model, batch: Batch, y_pred: Any, size: Any) -> Any:
+    """The model's `training_loss`, which must be one value an example: (batch,) in float32.
+
+    Raises:
+        UnsupportedModelError: If it is not, with the name of the defence or class it comes from.
+    """
+    trained: Any = model
+    rule = (
+        "A model trained privately must have one value per example for its loss, of shape (batch,)"
+    )
+    remedy = "Leave the values of the examples apart; they are clipped one by one."
+    try:
+        values = ops.convert_to_tensor(trained.training_loss(batch, y_pred))
+    except NotPerExampleError as error:
+        raise UnsupportedModelError(f"{rule}. Received, by the loss: {error}") from error
+    if len(values.shape) != 1 or not backend.may_be_batch_axis(values.shape[0], size):
+        raise UnsupportedModelError(
+            f"{rule}. Received: values of shape {tuple(values.shape)} from the loss of "
+            f"{trained.name_of_hooks()}. {remedy}"
+        )
+    backend.assert_equal(ops.shape(values)[0], size, f"{rule}. {remedy}")
+    return ops.cast(values, "float32")
+
+
+def _checked_call(
+    loss: keras.losses.Loss, batch: Any, note: Callable[[Any], None] | None
+) -> Callable[..., Any]:
     original = loss.call
 
     def call(y_true: Any, y_pred: Any) -> Any:
@@ -140,6 +179,11 @@ def _checked_call(loss: keras.losses.Loss, batch: Any) -> Callable[..., Any]:
                 f"shape {tuple(y_true.shape)} and predictions of shape {tuple(y_pred.shape)}. "
                 "Give both the same shape."
             )
+        if isinstance(loss, keras.losses.Circle):
+            raise UnsupportedModelError(
+                f"{rule}, of that example alone. Received: keras.losses.Circle, which compares "
+                "every example with every other. Use a loss that takes each example for itself."
+            )
         if internals.has_mask(values):
             raise UnsupportedModelError(
                 f"{rule}. Received: values with a mask (`ignore_class`), by whose count Keras "
@@ -147,6 +191,8 @@ def _checked_call(loss: keras.losses.Loss, batch: Any) -> Callable[..., Any]:
                 "0 where the loss is to be ignored, and a valid class there."
             )
         backend.assert_equal(ops.shape(values)[0], batch, f"{rule}. {remedy}")
+        if note is not None:
+            note(values)
         return values
 
     return call

@@ -5,9 +5,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_modelsec._core import backend
 from keras_modelsec._core import keras_internals as internals
+from keras_modelsec._core.undisturbed import undisturbed
+from keras_modelsec.robustness.attacks import one_class
 from keras_modelsec.robustness.attacks.model_functions import ModelFunctions, form, tensors
 
 
@@ -17,40 +20,72 @@ class Predictor:
     def __init__(self) -> None:
         self._functions = ModelFunctions()
 
-    def classes(self, model: keras.Model, x: Any, *, batch_size: int) -> np.ndarray:
+    def classes(
+        self,
+        model: keras.Model,
+        x: Any,
+        *,
+        batch_size: int,
+        signs: bool = False,
+        labels: np.ndarray | None = None,
+    ) -> np.ndarray:
         """The predicted class of each example, (examples,) of integers.
 
+        Args:
+            model: The model to run.
+            x: Its inputs.
+            batch_size: How many examples are run together.
+            signs: Whether the labels of a model with one output unit are -1 and 1.
+            labels: The true classes, where they are to be checked against the outputs.
+
         Raises:
-            ValueError: If the model does not predict one class for each example.
+            ValueError: If the model does not predict one class for each example, or has one output
+                unit and `labels` are not 0 and 1.
         """
         key = form(x), bool(model.run_eagerly)
-        function = self._functions.get(model, key, lambda: _compile(model, x))
         count = len(keras.tree.flatten(x)[0])
-        outputs = [
-            _single(function(tensors(x, slice(start, start + batch_size))))
-            for start in range(0, count, batch_size)
-        ]
-        return _to_classes(np.concatenate(outputs), _threshold(model))
+        with undisturbed(model):
+            function = self._functions.get(model, key, lambda: _compile(model, x))
+            outputs = [
+                _single(function(tensors(x, slice(start, start + batch_size))))
+                for start in range(0, count, batch_size)
+            ]
+        together = np.concatenate(outputs)
+        if labels is not None and one_class.has_one_unit(together):
+            _check_binary(labels)
+        return _to_classes(together, _threshold(model, together, signs))
 
 
 def true_classes(y: Any) -> np.ndarray:
     """Class numbers from class numbers, a column of them, or one-hot rows.
 
+    Rows may hold -1 and 1 in place of 0 and 1, smoothed labels or probabilities; -1 and 1 are the
+    classes 0 and 1 of a model with one output unit.
+
     Raises:
-        ValueError: If `y` holds anything else.
+        ValueError: If `y` holds anything else, such as rows with several labels or with none.
     """
     labels = np.asarray(y)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2:
+        unclear = ~ops.convert_to_numpy(one_class.rows_name_one_class(labels))
+        if unclear.any():
+            raise _no_single_class(labels, f", with the row {labels[unclear][0]}")
         return labels.argmax(axis=-1)
     if labels.ndim != 1 or (labels != np.round(labels)).any():
-        raise ValueError(
-            "`y` must hold one class for each example: class numbers or one-hot rows. Received: "
-            f"shape {labels.shape}, dtype {labels.dtype}. Models with several labels per example "
-            "have no single accuracy; attack them with `attack(model, x, y)` and compare yourself."
-        )
+        raise _no_single_class(labels)
+    if one_class.are_signs(labels):
+        return (labels > 0).astype("int64")
     return labels.astype("int64")
+
+
+def _no_single_class(labels: np.ndarray, what: str = "") -> ValueError:
+    return ValueError(
+        "`y` must hold one class for each example: class numbers or one-hot rows. Received: "
+        f"shape {labels.shape}, dtype {labels.dtype}{what}. Models with several labels per example "
+        "have no single accuracy; attack them with `attack(model, x, y)` and compare yourself."
+    )
 
 
 def _compile(model: keras.Model, x: Any) -> Any:
@@ -85,8 +120,18 @@ def _to_classes(outputs: np.ndarray, threshold: float) -> np.ndarray:
     return (outputs.reshape(-1) > threshold).astype("int64")
 
 
-def _threshold(model: keras.Model) -> float:
+def _check_binary(labels: np.ndarray) -> None:
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(
+            "`y` must hold the classes 0 and 1 (or -1 and 1) for a model with one output unit. "
+            f"Received classes from {labels.min()} to {labels.max()}."
+        )
+
+
+def _threshold(model: keras.Model, outputs: np.ndarray, signs: bool) -> float:
     """Where a single output unit changes from class 0 to class 1: a probability or a logit."""
-    loss = keras.tree.flatten(internals.user_loss(model))
-    from_logits = loss and internals.loss_function(loss[0])[1].get("from_logits", False)
-    return 0.0 if from_logits else 0.5
+    losses = keras.tree.flatten(internals.user_loss(model))
+    loss = losses[0] if losses else None
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    probabilities = bool(((outputs >= 0) & (outputs <= 1)).all())
+    return one_class.unit_threshold(loss, probabilities=probabilities, signs=signs)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_modelsec._core import backend, checks, provenance
-from keras_modelsec.robustness.attacks import inputs
+from keras_modelsec.robustness.attacks import inputs, one_class
 from keras_modelsec.robustness.attacks.attack import Attack
 from keras_modelsec.robustness.image_grid import are_images, draw_grid
 from keras_modelsec.robustness.predictions import Predictor, true_classes
@@ -22,12 +22,19 @@ class RobustnessMonitor(keras.callbacks.Callback):
     EarlyStopping, ModelCheckpoint and TensorBoard see them if listed after this callback. The
     training metrics of an adversarially trained model describe adversarial batches; these do not.
 
+    Beside the figure of an attack that follows a gradient stand `not_attacked_<attack.name>`, the
+    share of examples that gave it nothing to follow, and `masked_<attack.name>`, 1 if the output
+    saturates and the scores behind it were not found (see `AttackResult`). Unless both are 0, the
+    accuracy flatters; a warning says so too. Neither shows a gradient that points the wrong way, or
+    is missing for some features of the input only. A model with several outputs is refused.
+
     What a figure rests on (sample size, 95 % confidence interval, the attack's settings) is in
     `results`. It is an upper bound: a stronger attack may find more.
 
     Args:
         x: Held-out inputs as `fit` takes them: an array, or a list, tuple or dict of arrays.
-        y: One class for each example: class numbers or one-hot rows.
+        y: One class for each example: class numbers or one-hot rows, whichever the model's loss
+            takes. For one output unit 0 and 1, or -1 and 1.
         attacks: An attack from `ms.attacks` or a list of them, with names that differ.
         every: Evaluate on the first epoch and every that many epochs, int >= 1. On the others the
             last values are repeated, so that file names and monitors find them. Default 1.
@@ -39,7 +46,8 @@ class RobustnessMonitor(keras.callbacks.Callback):
     Raises:
         TypeError: If `attacks` holds anything but attacks.
         ValueError: If data is unusable (lengths, NaN, outside an attack's bounds), two names are
-            equal, or an attack is targeted.
+            equal, or an attack is targeted; when the model runs, if it has several outputs or the
+            labels do not fit its own.
         OSError: If `log_dir` cannot be made or written to.
 
     Example:
@@ -70,6 +78,7 @@ class RobustnessMonitor(keras.callbacks.Callback):
         self._x, self._y = inputs.as_arrays("x", x), inputs.as_arrays("y", y)
         inputs.check_lengths(self._x, self._y)
         self._labels = true_classes(self._y)
+        self._signs = bool(one_class.are_signs(self._y))
         for attack in self.attacks:
             inputs.check_values(self._x, attack.bounds)
         self.log_dir = None if log_dir is None else _check_folder(log_dir)
@@ -88,7 +97,7 @@ class RobustnessMonitor(keras.callbacks.Callback):
         provenance.note(self.model, "robustness", self._facts)
         if self.model.built:
             one = keras.tree.map_structure(lambda leaf: leaf[:1], self._x)
-            self._predictor.classes(self.model, one, batch_size=1)
+            self._classes(self.model, one)
         if self.log_dir is not None:
             self._log = backend.SummaryLog(self.log_dir)
 
@@ -115,16 +124,23 @@ class RobustnessMonitor(keras.callbacks.Callback):
         Returns:
             What `results` holds from then on.
         """
-        clean = self._predictor.classes(model, self._x, batch_size=self.batch_size)
+        clean = self._classes(model, self._x)
         right = clean == self._labels
         results = {"clean": RobustnessResult("clean", int(right.sum()), len(right))}
         images, texts = {}, {}
         for attack in self.attacks:
-            found = attack(model, self._x, self._y, batch_size=self.batch_size)
-            attacked = self._predictor.classes(model, found, batch_size=self.batch_size)
+            result = attack.run(model, self._x, self._y, batch_size=self.batch_size)
+            result.warn()
+            found = result.x
+            attacked = self._classes(model, found)
             still_right = int((right & (attacked == self._labels)).sum())
             results[attack.name] = RobustnessResult(
-                attack.name, still_right, len(right), attack.get_config()
+                attack.name,
+                still_right,
+                len(right),
+                attack.get_config(),
+                not_attacked=int(result.still.sum()),
+                masked=result.masked,
             )
             if self._log is not None:
                 tag = f"adversarial_examples/{attack.name}"
@@ -136,11 +152,22 @@ class RobustnessMonitor(keras.callbacks.Callback):
             self._log.write(step, scalars=self._scalars(), images=images, texts=texts)
         return self.results
 
+    def _classes(self, model: keras.Model, x: Any) -> np.ndarray:
+        return self._predictor.classes(
+            model, x, batch_size=self.batch_size, signs=self._signs, labels=self._labels
+        )
+
     def _scalars(self) -> dict[str, float]:
-        return {
+        scalars = {
             "clean_accuracy" if name == "clean" else f"robust_accuracy_{name}": result.accuracy
             for name, result in self._results.items()
         }
+        for attack in self.attacks:
+            if attack.follows_gradient:
+                result = self._results[attack.name]
+                scalars[f"not_attacked_{attack.name}"] = result.not_attacked / result.sample_size
+                scalars[f"masked_{attack.name}"] = float(result.masked)
+        return scalars
 
     def _facts(self) -> dict[str, Any]:
         """What a signed checkpoint states of the last evaluation."""
@@ -149,6 +176,8 @@ class RobustnessMonitor(keras.callbacks.Callback):
                 "accuracy": result.accuracy,
                 "confidence_interval": result.confidence_interval,
                 "sample_size": result.sample_size,
+                "not_attacked": result.not_attacked,
+                "masked": result.masked,
                 "settings": result.settings,
             }
             for name, result in self._results.items()
@@ -193,7 +222,7 @@ def _check_attacks(attacks: Any) -> list[Attack]:
             f"Received names: {names}. Give an attack another: PGD(epsilon=0.2, name='pgd_02')."
         )
     for attack in found:
-        if attack.targeted:
+        if getattr(attack, "targeted", False):
             raise ValueError(
                 "`attacks` must be untargeted, as `y` holds the true classes. "
                 f"Received: {attack.name!r} with targeted=True."

@@ -17,12 +17,16 @@ class RobustnessResult:
         correct: Number of examples classified correctly; under an attack, both before and after.
         sample_size: Number of examples.
         settings: The attack's configuration; empty for "clean".
+        not_attacked: Number of examples for which the attack had nothing to follow.
+        masked: Whether the output saturates and the attack did not find the scores behind it.
     """
 
     name: str
     correct: int
     sample_size: int
     settings: dict[str, Any] = field(default_factory=dict)
+    not_attacked: int = 0
+    masked: bool = False
 
     @property
     def accuracy(self) -> float:

@@ -1,7 +1,6 @@
 """The owner's mark in a model's weights: writing it, keeping it, reading it."""
 
 from keras_modelsec.watermark.attaching import attach_watermark, restore_key
-from keras_modelsec.watermark.errors import WatermarkError, WatermarkKeyError, WatermarkWarning
 from keras_modelsec.watermark.keys import generate_key
 from keras_modelsec.watermark.verification import verify_watermark
 from keras_modelsec.watermark.watermark_monitor import WatermarkMonitor
@@ -17,7 +16,4 @@ __all__ = [
     "WatermarkReport",
     "LayerEvidence",
     "generate_key",
-    "WatermarkError",
-    "WatermarkKeyError",
-    "WatermarkWarning",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_modelsec._core.checks import check_number
+from keras_modelsec.errors import WatermarkError
 from keras_modelsec.watermark import derivation, spreading
 from keras_modelsec.watermark.carriers import (
     Carrier,
@@ -14,7 +15,6 @@ from keras_modelsec.watermark.carriers import (
     trainable_carriers,
 )
 from keras_modelsec.watermark.detection import normalise
-from keras_modelsec.watermark.errors import WatermarkError
 from keras_modelsec.watermark.keys import SecretKey
 from keras_modelsec.watermark.verification import verify_watermark
 from keras_modelsec.watermark.watermark_regularizer import DEFAULT_RATE, WatermarkRegularizer

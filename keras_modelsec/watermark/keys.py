@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from keras_modelsec.watermark.errors import WatermarkKeyError
+from keras_modelsec.errors import WatermarkKeyError
 
 MIN_KEY_BYTES = 16
 GENERATED_KEY_BYTES = 32
@@ -28,8 +28,8 @@ def generate_key() -> bytes:
 
     Use one key per model: a key that marks several models of the same shapes gives them the same
     chips, and averaging the models would then uncover the mark. Keep it secret until a dispute; to
-    be able to show that the claim is older than a rival's, have a hash of the key (with a nonce)
-    timestamped by somebody else before the model is released.
+    be able to show that the claim is older than a rival's, have the `key_commitment` of a
+    `WatermarkReport` timestamped by somebody else before the model is released.
 
     Returns:
         The key as bytes; `key.hex()` is the form to write down, and is accepted everywhere.

@@ -6,9 +6,9 @@ import keras
 
 from keras_modelsec._core import provenance
 from keras_modelsec._core.checks import check_integer
+from keras_modelsec.errors import WatermarkError
 from keras_modelsec.watermark import derivation
-from keras_modelsec.watermark.carriers import readable_variables
-from keras_modelsec.watermark.errors import WatermarkError
+from keras_modelsec.watermark.carriers import Reading, readings
 from keras_modelsec.watermark.keys import SecretKey
 from keras_modelsec.watermark.verification import verify_watermark
 from keras_modelsec.watermark.watermark_regularizer import WatermarkRegularizer
@@ -57,11 +57,11 @@ class WatermarkMonitor(keras.callbacks.Callback):
         """Refuses a model without a mark of this key."""
         self.report = None
         provenance.note(self.model, "watermark", self._facts)
-        variables = readable_variables(self.model)
-        marked = [v for v in variables if isinstance(v.regularizer, WatermarkRegularizer)]
-        for variable in marked:
-            self._check_active(variable)
-            _check_index(variable, variables)
+        read = readings(self.model)
+        marked = [r for r in read if isinstance(r.variable.regularizer, WatermarkRegularizer)]
+        for reading in marked:
+            self._check_active(reading.variable)
+            _check_index(reading, read)
         if not marked and not verify_watermark(self.model, self._secret).is_evidence:
             raise WatermarkError(
                 "WatermarkMonitor needs a model that carries or keeps a mark of its key. "
@@ -101,11 +101,11 @@ class WatermarkMonitor(keras.callbacks.Callback):
             )
 
 
-def _check_index(variable: keras.Variable, variables: list[keras.Variable]) -> None:
-    same = sum(tuple(v.shape) == tuple(variable.shape) for v in variables)
-    if variable.regularizer.index >= same:
+def _check_index(reading: Reading, read: list[Reading]) -> None:
+    same = sum(other.value.shape == reading.value.shape for other in read)
+    if reading.variable.regularizer.index >= same:
         raise WatermarkError(
-            f"`index` must be below the number of weights of its shape in the model, {same} for "
-            f"{tuple(variable.shape)}. Received: index={variable.regularizer.index} on "
-            f"{variable.path!r}. Number the kernels of one shape 0, 1, 2, ..."
+            f"`index` must be below the number of kernels of its shape in the model, {same} for "
+            f"{reading.value.shape}. Received: index={reading.variable.regularizer.index} on "
+            f"{reading.variable.path!r}. Number the kernels of one shape 0, 1, 2, ..."
         )

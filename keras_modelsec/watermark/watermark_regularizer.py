@@ -1,6 +1,7 @@
 """Owns `WatermarkRegularizer`, which marks a kernel while it trains and keeps the mark there."""
 
 import math
+import re
 import warnings
 from typing import Any, ClassVar
 
@@ -8,13 +9,34 @@ import keras
 from keras import ops
 
 from keras_modelsec._core import backend
-from keras_modelsec._core.checks import check_integer, check_number
+from keras_modelsec._core.checks import check_integer, check_number, looks_like_key, shown
 from keras_modelsec._core.serialization import register
+from keras_modelsec.errors import WatermarkError, WatermarkKeyError, WatermarkWarning
 from keras_modelsec.watermark import derivation, spreading
-from keras_modelsec.watermark.errors import WatermarkError, WatermarkKeyError, WatermarkWarning
 from keras_modelsec.watermark.keys import SecretKey
 
 DEFAULT_RATE = 0.05
+_KEY_ID = re.compile("[0-9a-f]{32}")
+
+
+def _checked_key_id(key_id: Any) -> str | None:
+    """A key_id as `derivation.key_id` makes it, or None; its value is in no message."""
+    if key_id is None or (isinstance(key_id, str) and _KEY_ID.fullmatch(key_id)):
+        return key_id
+    raise WatermarkKeyError(
+        f"`key_id` must be 32 lower-case hexadecimal digits, or None. Received: "
+        f"{type(key_id).__name__} of another form. Leave it out: it comes from a saved config. The "
+        "key itself is the first argument."
+    )
+
+
+def _checked_base(base: Any) -> Any:
+    if isinstance(base, (str, bytes, bytearray)) and looks_like_key(base):
+        raise TypeError(
+            f"`base` must be a regularizer or None. Received: base={shown(base)}. The key is the "
+            "first argument."
+        )
+    return keras.regularizers.get(base)
 
 
 @register
@@ -29,9 +51,13 @@ class WatermarkRegularizer(keras.regularizers.Regularizer):
     The key reaches no config, file, `repr` or pickle. A loaded regularizer is therefore inert: it
     adds no penalty and warns when it is first used, until `ms.watermark.restore_key(model, key)`.
 
-    What this does not stop: permuting or splitting neurons, and distillation into a fresh model,
-    remove the mark; a second owner can add a mark beside it (have a timestamped record of yours
-    from before the release). It survives fine-tuning, pruning, quantization and casts.
+    What this does not stop: permuting or splitting neurons, distillation into a fresh model, and
+    changes of the weights that the rest of the network cancels (shifts before a softmax or around
+    normalisation, low-rank bypasses, rotations inside attention heads: `ms.verify_watermark` lists
+    them) remove the mark, the last for nothing; a second owner can add a mark beside it (have a
+    timestamped record of yours from before the release). It survives pruning, quantization, casts
+    and moderate fine-tuning, and not training at a high rate or with a strong weight decay:
+    `ms.verify_watermark` has figures.
 
     Args:
         key: At least 16 random bytes or their hexadecimal form: `ms.watermark.generate_key()`.
@@ -47,10 +73,13 @@ class WatermarkRegularizer(keras.regularizers.Regularizer):
             averages the kernels comes closer to seeing it.
         base: Another regularizer for the same kernel, whose penalty is added; default None.
         key_id: Public name of the key, derived from it; comes from a saved config. With a key, it
-            must be that key's.
+            must be that key's. It is public: never pass the key here. Only a key of 16 bytes looks
+            the same in hexadecimal digits and cannot be refused.
 
     Raises:
-        WatermarkKeyError: If the key is missing, weak, malformed, or not the one of `key_id`.
+        WatermarkKeyError: If the key is missing, weak, malformed, or not the one of `key_id`, or
+            `key_id` has not the form of one.
+        TypeError: If `strength`, `rate`, `index` or `base` is of another type.
         ValueError: If `strength`, `rate` or `index` is out of range.
 
     Example:
@@ -64,6 +93,10 @@ class WatermarkRegularizer(keras.regularizers.Regularizer):
     """
 
     _announced: ClassVar[set[str]] = set()
+    # What `repr` shows of an instance whose arguments were refused.
+    key_id: str | None = None
+    index: int = 0
+    _secret: SecretKey | None = None
 
     def __init__(
         self,
@@ -78,10 +111,9 @@ class WatermarkRegularizer(keras.regularizers.Regularizer):
         self.strength = check_number("strength", strength, above=0, optional=True)
         self.rate = check_number("rate", rate, above=0)
         self.index = check_integer("index", index, minimum=0)
-        self.base = keras.regularizers.get(base)
-        self.key_id = key_id
+        self.base = _checked_base(base)
+        self.key_id = _checked_key_id(key_id)
         self._signs_by_shape: dict[tuple[int, ...], Any] = {}
-        self._secret: SecretKey | None = None
         if key is None and key_id is not None:
             self._announced.discard(key_id)  # a newly loaded model says it again
         else:
@@ -108,9 +140,9 @@ class WatermarkRegularizer(keras.regularizers.Regularizer):
         key_id = derivation.key_id(secret)
         if self.key_id not in (None, key_id):
             raise WatermarkKeyError(
-                f"The key must be the one this mark was made with, key_id {self.key_id}. Received: "
-                f"a key with key_id {key_id}. Pass the right key, or attach a mark of the new key "
-                "to a model from ms.export_plain(model)."
+                "The key must be the one this mark was made with. Received: a key with key_id "
+                f"{key_id}, which is not that of the mark. Pass the right key, or attach a mark of "
+                "the new key to a model from ms.export_plain(model)."
             )
         self.key_id = key_id
         self._secret = secret

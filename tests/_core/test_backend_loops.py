@@ -10,16 +10,32 @@ import tensorflow as tf
 from keras_modelsec._core import backend
 
 
-@pytest.mark.parametrize("times", [0, 1, 2, 10, 11, 50])
+@pytest.mark.parametrize("turns", [1, 2, 3, 7, 60])
+@pytest.mark.parametrize("times", [0, 1, 2, 10, 11, 12, 50, 53])
 @pytest.mark.parametrize("traced", [False, True])
-def test_repeat_applies_a_function_that_often(times, traced):
+def test_repeat_applies_a_function_that_often(times, turns, traced):
+    def halve(s):
+        return {"n": s["n"] + 1, "x": 0.5 * s["x"]}
+
     def run(x):
-        return backend.repeat(lambda s: {"n": s["n"] + 1, "x": 0.5 * s["x"]}, x, times)
+        return backend.repeat(halve, x, times, turns_a_body=turns)
 
     start = {"n": tf.constant(0), "x": tf.constant([1.0, 2.0])}
     result = (tf.function(run) if traced else run)(start)
     assert int(result["n"]) == times
     np.testing.assert_allclose(result["x"], np.array([1.0, 2.0]) * 0.5**times)
+
+
+@pytest.mark.parametrize(("times", "traces"), [(40, 2), (41, 3)])
+def test_a_long_loop_is_traced_for_its_body_and_what_is_left_over(times, traces):
+    calls = []
+
+    @tf.function
+    def run(x):
+        return backend.repeat(lambda s: calls.append(1) or s + 1, x, times, turns_a_body=2)
+
+    assert int(run(tf.constant(0))) == int(run(tf.constant(0))) == times
+    assert len(calls) == traces
 
 
 def test_compiled_for_batches_is_traced_once_for_every_batch_size():
@@ -55,44 +71,33 @@ def test_require_passes_values_on_or_raises_before_they_are_used(traced):
     variable = tf.Variable(0.0)
 
     def run(x):
-        x = backend.require(tf.reduce_all(x > 0), "all must be positive, found", x, passing=x)
+        message = "all must be positive, from {} to {} in [0, 1]"
+        values = tf.reduce_min(x), tf.reduce_max(x)
+        x = backend.require(tf.reduce_all(x > 0), message, *values, passing=x)
         variable.assign_add(tf.reduce_sum(x))
         return x
 
-    step = tf.function(run) if traced else run
+    step = backend.with_value_errors(tf.function(run)) if traced else run
     np.testing.assert_array_equal(step(tf.constant([1.0, 2.0])), [1.0, 2.0])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="all must be positive"):
+    with pytest.raises(
+        ValueError, match=r"^all must be positive, from -1(\.0)? to 2(\.0)? in \[0, 1\]$"
+    ):
         step(tf.constant([-1.0, 2.0]))
     assert float(variable) == 3.0
 
 
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        (lambda p: p, True),
-        (lambda p: tf.cast(tf.cast(p, tf.float16), tf.float32), True),
-        (lambda p: tf.reshape(p, (-1, 1, 3)), True),
-        (lambda p: p + 0.0, False),
-        (lambda p: tf.reshape(p, (-1, 1)), False),
-        (lambda p: tf.transpose(p), False),
-    ],
-)
-def test_softmax_is_undone_through_what_keeps_its_meaning(change, found):
-    logits = tf.constant(np.random.default_rng(0).normal(size=(5, 3)).astype("float32"))
+def test_graph_says_how_a_tensor_was_made_and_eager_execution_does_not():
+    seen = {}
 
     @tf.function(autograph=False)
     def run(z):
-        undone = backend.undo_activation(change(tf.nn.softmax(z)))
-        return tf.zeros(()) if undone is None else undone
+        seen["softmax"], seen["sources"] = backend.made_by(tf.nn.softmax(z))
+        return z
 
-    result = run(logits).numpy()
-    assert (result.shape != ()) is found
-    if found:
-        np.testing.assert_allclose(result.reshape(5, 3), logits, rtol=1e-6)
-
-
-def test_nothing_is_undone_without_a_graph():
-    assert backend.undo_activation(tf.nn.softmax(tf.zeros((2, 3)))) is None
+    run(tf.zeros((2, 3)))
+    assert seen["softmax"] == "Softmax"
+    assert [source.shape for source in seen["sources"]] == [(2, 3)]
+    assert backend.made_by(tf.nn.softmax(tf.zeros((2, 3)))) == ("", [])
 
 
 def test_variables_are_made_where_the_model_keeps_its_own(mirrored_strategy):

@@ -132,6 +132,44 @@ def test_override_of_train_step_is_refused_when_the_class_is_defined():
                 return {}
 
 
+def test_override_of_the_order_of_hooks_is_refused_when_the_class_is_defined():
+    with pytest.raises(TypeError, match=r"one owner.*Net\.run_update"):
+
+        class Net(AdversarialMixin, keras.Model):
+            def run_update(self, given, apply):
+                return given, None
+
+
+class Noting(TrainStepOwner):
+    """Notes which hook was given what, in eager steps."""
+
+    updates_per_batch = 2
+
+    def begin_step(self, batch):
+        self.seen.append(("begin", float(batch.x[0, 0])))
+
+    def prepare_batch(self, batch):
+        self.seen.append(("prepare", float(batch.x[0, 0])))
+        return batch.replace(x=batch.x + 1.0, aux={"shift": 1.0})
+
+    def training_loss(self, batch, y_pred):
+        self.seen.append(("loss", float(batch.x[0, 0])))
+        return batch.aux["shift"] * super().training_loss(batch, y_pred)
+
+    def after_update(self, batch, extra):
+        self.seen.append(("after", int(self.optimizer.iterations.numpy())))
+
+
+def test_hooks_run_in_order_and_each_update_begins_with_the_batch_of_fit():
+    model = functional(Noting)
+    model.seen = []
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    x = np.zeros((4, 6), "float32")
+    model.fit(x, Y[:4], verbose=0)
+    update = [("prepare", 0.0), ("loss", 1.0)]
+    assert list(model.seen) == [("begin", 0.0), *update, ("after", 1), *update, ("after", 2)]
+
+
 @keras.saving.register_keras_serializable("test_train_step")
 class Loaded(TrainStepOwner, keras.Model):
     """A mixin that gives `compile` an argument."""

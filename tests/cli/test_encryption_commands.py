@@ -3,17 +3,17 @@ import json
 
 import pytest
 
+from keras_modelsec._signing import key_wrapping
 from keras_modelsec.cli import passwords
 from keras_modelsec.cli.main import main
-from keras_modelsec.integrity.keys import passphrase
 
 PLAIN = b"the weights" * 1000
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(passphrase, "MEMORY_KIB", 32)
-    monkeypatch.setattr(passphrase, "ITERATIONS", 1)
+    monkeypatch.setattr(key_wrapping, "MEMORY_KIB", 32)
+    monkeypatch.setattr(key_wrapping, "ITERATIONS", 1)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.bin").write_bytes(PLAIN)
     (tmp_path / "phrase").write_bytes(b"correct horse\n")
@@ -26,6 +26,7 @@ def run(capsys, *arguments):
     return code, output.out, output.err
 
 
+@pytest.mark.needs_cryptography(50)
 def test_recipient_decrypts_what_was_encrypted_for_him(folder, capsys):
     assert run(capsys, "keygen", "--encryption", "alice.key")[0] == 0
     assert run(capsys, "keygen", "--encryption", "bob.key", "--password-file", "phrase")[0] == 0
@@ -65,6 +66,7 @@ def test_passphrase_by_file_variable_and_prompt(folder, capsys, monkeypatch):
     assert asked == ["Passphrase: ", "Again: ", "Passphrase: "]
 
 
+@pytest.mark.needs_cryptography(50)
 def test_altered_file_and_wrong_key_give_exit_code_1_and_no_output(folder, capsys):
     run(capsys, "keygen", "--encryption", "other.key")
     run(capsys, "encrypt", "model.bin", "--passphrase-file", "phrase")

@@ -76,7 +76,7 @@ def test_other_places_for_parity_and_signature(folder, capsys):
     [
         (("protect", "model.bin", "--key", "owner.pem", "--redundancy", "0"), "redundancy"),
         (("protect", "model.bin", "--key", "owner.pem", "--redundancy", "1.1"), "redundancy"),
-        (("protect", "model.bin", "--key", "owner.pem", "--parity", "model.bin"), "parity_path"),
+        (("protect", "model.bin", "--key", "owner.pem", "--parity", "model.bin"), "--parity"),
         (("protect", "gone.bin", "--key", "owner.pem"), "gone.bin"),
         (("repair", "model.bin", "--key", "owner.pub", "--parity", "gone"), "gone"),
     ],

@@ -11,8 +11,8 @@ import pytest
 
 from keras_modelsec.cli.main import main
 from keras_modelsec.cli.model_tables import difference_text, tensor_lines
+from keras_modelsec.integrity.contents.tensor_layout import TensorRecord
 from keras_modelsec.integrity.damage.model_difference import ModelDifference, TensorChange
-from keras_modelsec.integrity.signatures.tensor_layout import TensorRecord
 
 COMMAND = [sys.executable, "-m", "keras_modelsec.cli.main"]
 
@@ -54,6 +54,7 @@ def test_a_terminal_with_the_letters_gets_them(signed, capsys):
     assert 'owner     "Zo\xeb"' in capsys.readouterr().out
 
 
+@pytest.mark.needs_cryptography(50)
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signals here")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_command_that_is_stopped_leaves_no_half_made_file(tmp_path, name):
@@ -92,6 +93,7 @@ def test_provenance_that_is_no_json_object_is_named_with_its_option(signed, caps
     assert "bad.json" in said["message"]
 
 
+@pytest.mark.needs_cryptography(50)
 def test_refusals_to_overwrite_name_the_option_of_the_command_line(signed, tmp_path, capsys):
     path, key = signed
     main(["keygen", str(tmp_path / "c.key"), "--encryption"])
@@ -134,7 +136,8 @@ def test_signing_tells_which_version_it_stated(signed, tmp_path, capsys):
     capsys.readouterr()
     assert main(given) == 0
     said = capsys.readouterr().out
-    assert f"as version 2 of '{path.name}': {path}.sig and {path}.modelsec.json\n" in said
+    assert f"as version 2 of '{path.name}', by " in said
+    assert f": {path}.sig and {path}.modelsec.json\n" in said
     main(["keygen", str(tmp_path / "e.pem"), "--algorithm", "ed25519"])
     apart = tmp_path / "apart"
     apart.mkdir()

@@ -5,7 +5,8 @@ import pytest
 
 import keras_modelsec as ms
 from keras_modelsec.cli.main import main
-from keras_modelsec.integrity import RevokedModelError, RolledBackError, TrustStore
+from keras_modelsec.errors import RevokedModelError, RolledBackError
+from keras_modelsec.trust import TrustStore
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def load(**options):
 def test_add_require_revoke_and_what_verify_makes_of_it(folder, capsys):
     trust("add", "trust.json", "owner.pub", "--root", "root.pem", "--name", "release")
     ms.verify("model.bin", load())
-    assert load().keys[ms.integrity.load_signing_key("owner.pem").verifying_key.hint].name
+    assert load().keys[ms.trust.load_signing_key("owner.pem").verifying_key.hint].name
     trust("require", "trust.json", "model.bin", "1", "--root", "root.pem")
     ms.verify("model.bin", load())
     trust("require", "trust.json", "model.bin", "2", "--root", "root.pem")

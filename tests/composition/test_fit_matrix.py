@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_modelsec as ms
-from keras_modelsec.privacy import NotPrivateError
+from keras_modelsec.errors import NotPrivateError
 
 layers = keras.layers
 GENERATOR = np.random.default_rng(5)
@@ -176,6 +176,30 @@ def test_weighted_examples_and_classes_train():
         assert np.any(before[0] != model.get_weights()[0])
 
 
+def test_functional_model_of_a_users_class_leaves_other_subclasses_as_they_are():
+    class Net(ms.SecureModel):
+        pass
+
+    class Child(Net):
+        pass
+
+    class Called(ms.SecureModel):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    inputs = keras.Input((3,))
+    for kind in (Child, Net, Child):
+        model = kind(inputs, layers.Dense(2)(inputs))
+        assert type(model) is kind
+        assert model.inputs[0] is inputs
+    assert Called()(np.ones((1, 3))).shape == (1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:The model has several outputs:UserWarning")
 @pytest.mark.parametrize("structure", ["dict", "list"])
 def test_several_inputs_and_outputs_train(structure):
     left, right = keras.Input((8,), name="left"), keras.Input((8,), name="right")

@@ -7,6 +7,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_adversarial_training_example_hardens_the_model(run_example, tmp_path):
     done = run_example("adversarial_training", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 
 import keras
 import numpy as np
@@ -13,7 +12,7 @@ import keras_modelsec as ms
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_quickstart_shows_what_each_part_does(run_example, tmp_path):
     output = tmp_path / "output"
     done = run_example("quickstart", "--output", output, "--json", tmp_path / "r.json")
@@ -149,13 +148,7 @@ def test_interrupted_run_ends_without_a_traceback_and_leaves_a_signed_model(
             if signature.exists():
                 break
         process.send_signal(signal.SIGINT)
-        try:
-            out, err = process.communicate(timeout=15)
-        except subprocess.TimeoutExpired:
-            # Python drops a KeyboardInterrupt that comes up inside a call from C which cannot fail
-            # (a destructor, say): then one presses Ctrl-C again.
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=120)
     assert signature.exists(), out
     assert process.returncode in (-signal.SIGINT, 130)
     assert err.strip() == "Interrupted. A model that was signed before is still whole and verifies."

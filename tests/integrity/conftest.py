@@ -1,37 +1,18 @@
 import base64
-import copy
-import hashlib
 import json
 from types import SimpleNamespace
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from keras_modelsec.integrity.keys.signing_key import SigningKey
-from keras_modelsec.integrity.signatures.dsse import DsseEnvelope
-from keras_modelsec.integrity.signatures.envelope import Envelope, pre_authentication_encoding
-from keras_modelsec.integrity.signatures.model_statement import statement_path_of
-from keras_modelsec.integrity.signatures.signing import sign
-
-
-@pytest.fixture(scope="session")
-def key():
-    return SigningKey(ec.generate_private_key(ec.SECP256R1()))
-
-
-@pytest.fixture(scope="session")
-def other_key():
-    return SigningKey(ec.generate_private_key(ec.SECP256R1()))
-
-
-@pytest.fixture
-def public(key):
-    return key.verifying_key
+from keras_modelsec._signing.dsse import DsseEnvelope, pre_authentication_encoding
+from keras_modelsec._signing.sigstore_bundle import Envelope
+from keras_modelsec.integrity.signing.signing import sign
+from keras_modelsec.integrity.statements.model_statement import statement_path_of
 
 
 def sign_openssf(path, key, **options):
     """Signs in the OpenSSF format alone, as other tools do."""
-    signature = sign(path, key, **options)
+    signature = sign(path, key, version=1, **options).signature
     statement_path_of(signature.with_suffix("")).unlink()
     return signature
 
@@ -53,14 +34,14 @@ def stated_file(tmp_path, key):
     """A file with a statement alone."""
     path = tmp_path / "stated.bin"
     path.write_bytes(bytes(range(256)) * 4)
-    sign(path, key).unlink()
+    sign(path, key).signature.unlink()
     return SimpleNamespace(path=path, signature=statement_path_of(path))
 
 
 @pytest.fixture
 def stated_folder(signed_folder, key):
     """A folder with a statement alone."""
-    sign(signed_folder.path, key).unlink()
+    sign(signed_folder.path, key, version=1).signature.unlink()
     return SimpleNamespace(path=signed_folder.path, signature=statement_path_of(signed_folder.path))
 
 
@@ -108,52 +89,3 @@ class Forger:
 @pytest.fixture
 def forger(key):
     return Forger(key)
-
-
-def nodes(value, path=()):
-    """Every path into a JSON value, containers included."""
-    yield path
-    if isinstance(value, (dict, list)):
-        for name, child in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from nodes(child, (*path, name))
-
-
-def replaced(value, path, new):
-    """A copy of a JSON value with another value at `path`."""
-    if not path:
-        return new
-    result = copy.deepcopy(value)
-    parent = result
-    for name in path[:-1]:
-        parent = parent[name]
-    parent[path[-1]] = new
-    return result
-
-
-def deleted(value, path):
-    result = copy.deepcopy(value)
-    parent = result
-    for name in path[:-1]:
-        parent = parent[name]
-    del parent[path[-1]]
-    return result
-
-
-def at(value, path):
-    for name in path:
-        value = value[name]
-    return value
-
-
-def fix_root(statement):
-    """Makes the subject's digest agree with the resources, as a forger with the key would."""
-    digests = b"".join(bytes.fromhex(r["digest"]) for r in statement["predicate"]["resources"])
-    statement["subject"][0]["digest"]["sha256"] = hashlib.sha256(digests).hexdigest()
-    return statement
-
-
-@pytest.fixture(scope="session")
-def json_tools():
-    return SimpleNamespace(
-        nodes=nodes, replaced=replaced, deleted=deleted, at=at, fix_root=fix_root
-    )

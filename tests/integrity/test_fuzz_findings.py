@@ -4,17 +4,13 @@ import json
 
 import pytest
 
-from keras_modelsec.integrity import (
-    KeyFormatError,
-    SignatureError,
-    TrustedRoots,
-    load_signing_key,
-    protect,
-)
-from keras_modelsec.integrity.keys.trust import load_trust
+from keras_modelsec._signing.trust import load_trust
+from keras_modelsec.errors import KeyFormatError, SignatureError
+from keras_modelsec.integrity import write_parity
 from keras_modelsec.integrity.parity.parity_file import ParityFile
 from keras_modelsec.integrity.parity.parity_statement import ParityStatement
-from keras_modelsec.integrity.signatures.model_statement import ModelStatement, read_statement
+from keras_modelsec.integrity.statements.model_statement import ModelStatement, read_statement
+from keras_modelsec.trust import TrustedRoots, load_signing_key
 
 
 def pem(label, body):
@@ -52,7 +48,7 @@ def test_fingerprint_that_is_there_must_be_one(stated_file, public, empty):
 
 
 def test_parity_with_a_record_of_gigabytes_is_refused_before_it_is_made_room_for(stated_file, key):
-    parity = ParityFile(protect(stated_file.path, key), load_trust(key.verifying_key))
+    parity = ParityFile(write_parity(stated_file.path, key).parity, load_trust(key.verifying_key))
     parity.close()
     value = json.loads(parity.statement.to_bytes())
     value["predicate"]["record_bytes"] = 1 << 32

@@ -1,9 +1,12 @@
 """An independent reference for per-example gradients: a plain tape, one example at a time."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import optimize, stats
 
 import keras_modelsec as ms
 
@@ -77,3 +80,22 @@ def private_model():
         return model
 
     return build
+
+
+@pytest.fixture
+def gaussian_epsilon():
+    """The exact epsilon of Gaussian releases, by influence (Balle and Wang, 2018, theorem 8).
+
+    dp_accounting has it too, but not in the lowest version that is supported.
+    """
+
+    def solve(influence, delta):
+        mu = influence**0.5
+
+        def excess(value):
+            tail = math.exp(value + stats.norm.logcdf(-mu / 2 - value / mu))
+            return stats.norm.cdf(mu / 2 - value / mu) - tail - delta
+
+        return optimize.brentq(excess, 0, mu * mu / 2 + 10 * mu, xtol=1e-12)
+
+    return solve

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_modelsec as ms
+from keras_modelsec._core.batch import Batch
 from keras_modelsec.privacy.clipping import clipped_gradients
 from keras_modelsec.privacy.layer_rules.linear import linear_squared_norms_and_sums
 
@@ -14,7 +15,7 @@ layers = keras.layers
 
 def _sums(model, x, y, sample_weight=None, l2_norm_clip=1.0):
     def run(x, y, sample_weight):
-        return clipped_gradients(model, x, y, sample_weight, l2_norm_clip)[1].sums
+        return clipped_gradients(model, Batch(x, y, sample_weight), l2_norm_clip)[1].sums
 
     convert = lambda part: keras.tree.map_structure(tf.constant, part)  # noqa: E731
     weight = None if sample_weight is None else tf.constant(sample_weight)
@@ -32,6 +33,20 @@ def test_one_example_never_contributes_more_than_the_bound(private_model, tiny_d
     for i in range(4):
         sums = _sums(model, 100 * x[i : i + 1], y[i : i + 1], l2_norm_clip=l2_norm_clip)
         assert _norm(sums) <= l2_norm_clip * (1 + 1e-5)
+
+
+def test_weight_that_is_listed_twice_gets_noise_for_one_sum_alone(private_model, tiny_data):
+    model = private_model()
+
+    class Twice(type(model)):
+        @property
+        def trainable_variables(self):
+            return [*super().trainable_variables, *super().trainable_variables]
+
+    count = len(model.trainable_variables)
+    model.__class__ = Twice
+    sums = _sums(model, *tiny_data)
+    assert [part is None for part in sums] == [False] * count + [True] * count
 
 
 def test_sum_over_a_batch_is_the_sum_of_its_examples(private_model, tiny_data):

@@ -6,10 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import ops
 
 import keras_modelsec as ms
-from keras_modelsec.privacy import NotPrivateError
-from keras_modelsec.privacy.clipping import ClippedGradients
+from keras_modelsec._core.batch import Batch
+from keras_modelsec.errors import NotPrivateError
+from keras_modelsec.privacy.clipping import ClippedGradients, seal
 
 layers = keras.layers
 WIDTH = 4000  # noise values per measurement: a standard deviation within about 1 %
@@ -148,14 +150,18 @@ def test_weight_penalties_are_neither_clipped_nor_divided(tiny_data):
     np.testing.assert_allclose(model.get_weights()[0], before * (1 - 2 * 0.25), atol=1e-5)
 
 
+def _trains_no_weight(model, data, match):
+    before = model.get_weights()
+    with pytest.raises(NotPrivateError, match=match):
+        model.fit(*data, verbose=0)
+    for left, right in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
 def test_plain_model_never_trains_without_privacy(tiny_data):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     model.compile(_optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    before = model.get_weights()
-    with pytest.raises(NotPrivateError, match=r"ms\.DPMixin"):
-        model.fit(*tiny_data, verbose=0)
-    for left, right in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(left, right)
+    _trains_no_weight(model, tiny_data, r"ms\.DPMixin")
 
 
 def test_custom_loop_is_refused():
@@ -170,7 +176,136 @@ def test_gradients_clipped_to_another_bound_are_refused():
     variable = keras.Variable(np.zeros(3, "float32"))
     gradients = ClippedGradients([tf.ones(3)], [None], tf.constant(1), l2_norm_clip=99.0)
     with pytest.raises(NotPrivateError):
-        optimizer.apply(gradients, [variable])
+        optimizer.apply(seal(gradients, optimizer), [variable])
+
+
+def _changed(name, value):
+    def change(step, batch):
+        y_pred, gradients, extra = step(batch)
+        object.__setattr__(gradients, name, value(gradients, batch))
+        return y_pred, gradients, extra
+
+    return change
+
+
+def _scaled(step, batch):
+    y_pred, gradients, extra = step(batch)
+    gradients.sums = [100 * total for total in gradients.sums]
+    return y_pred, gradients, extra
+
+
+def _made_anew(step, batch):
+    y_pred, gradients, extra = step(batch)
+    sums = [100 * total for total in gradients.sums]
+    return y_pred, ClippedGradients(sums, [None, None], 1, gradients.l2_norm_clip), extra
+
+
+def _first_of_two(step, batch):
+    first = step(batch)
+    step(batch)
+    return first
+
+
+def _applied_before(step, batch):
+    y_pred, gradients, extra = step(batch)
+    optimizer = step.__self__.optimizer
+    optimizer.apply(gradients, step.__self__.trainable_variables)
+    return y_pred, gradients, extra
+
+
+def _to_another_optimizer(step, batch):
+    y_pred, gradients, extra = step(batch)
+    model = step.__self__
+    model.optimizer.inner_optimizer.apply(gradients, model.trainable_variables)
+    return y_pred, gradients, extra
+
+
+# What the noise would not cover: more than one clipped norm of each example, or none of it clipped.
+TAMPERING = {
+    "scaled": _scaled,
+    "made_anew": _made_anew,
+    "behind_its_back": _changed("sums", lambda g, batch: tuple(100 * total for total in g.sums)),
+    "data_as_penalties": _changed("penalties", lambda g, batch: (ops.mean(batch.x, 0), None)),
+    "first_of_two": _first_of_two,
+    "applied_before": _applied_before,
+    "to_another_optimizer": _to_another_optimizer,
+}
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+def test_hook_that_changes_what_the_private_step_returned_is_refused(name, tiny_data):
+    class Tampering(ms.SecureModel):
+        def compute_gradients(self, batch):
+            return TAMPERING[name](super().compute_gradients, batch)
+
+    inputs = keras.Input((4,))
+    model = Tampering(inputs, layers.Dense(3)(inputs))
+    model.compile(_optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    _trains_no_weight(model, tiny_data, r"as it is|clipped per example")
+
+
+class AppliesMore(ms.DPOptimizer):
+    def apply(self, grads, trainable_variables=None):
+        for variable, total in zip(trainable_variables, grads.sums, strict=True):
+            variable.assign_add(1000.0 * total)
+        super().apply(grads, trainable_variables)
+
+
+class MakesItsOwnFunction(ms.SecureModel):
+    def make_train_function(self, force=False):
+        function = super().make_train_function(force)
+        self.train_function = lambda iterator: function(iterator)
+        return self.train_function
+
+
+def _around(model):
+    step = model.train_step
+    model.train_step = lambda data: step(data)
+
+
+def _with_apply_of_its_own(model):
+    apply = model.optimizer.apply
+    model.optimizer.apply = lambda *args, **kwargs: apply(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("build", "optimizer", "change", "match"),
+    [
+        (ms.SecureModel, AppliesMore, lambda model: None, "AppliesMore"),
+        (MakesItsOwnFunction, ms.DPOptimizer, lambda model: None, "make_train_function"),
+        (ms.SecureModel, ms.DPOptimizer, _around, "train_step"),
+        (ms.SecureModel, ms.DPOptimizer, _with_apply_of_its_own, "apply"),
+    ],
+    ids=["optimizer", "train function", "train step", "apply"],
+)
+def test_code_around_the_private_step_is_refused(tiny_data, build, optimizer, change, match):
+    inputs = keras.Input((4,))
+    model = build(inputs, layers.Dense(3)(inputs))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer("sgd", 0.5, 1.0), loss)
+    change(model)
+    _trains_no_weight(model, tiny_data, f"(?s)of its own.*{match}")
+
+
+def test_gradients_of_the_private_step_are_applied_once_by_its_own_optimizer():
+    optimizer, other = _optimizer(), _optimizer()
+    variable = keras.Variable(np.zeros(3, "float32"))
+    sealed = seal(ClippedGradients([tf.ones(3)], [None], tf.constant(1), 0.5), optimizer)
+    with pytest.raises(NotPrivateError, match="not in this step"):
+        other.apply(sealed, [variable])
+    sealed = seal(sealed, optimizer)
+    optimizer.apply(sealed, [variable])
+    with pytest.raises(NotPrivateError, match="not in this step"):
+        optimizer.apply(sealed, [variable])
+    assert optimizer.release_count == 1
+
+
+def test_gradients_of_a_step_that_was_not_finished_are_refused(private_model, tiny_data):
+    model = private_model()
+    sealed = seal(ClippedGradients([tf.ones(3)], [None], tf.constant(1), 1.0), model.optimizer)
+    model.begin_step(Batch(*map(tf.constant, tiny_data)))
+    with pytest.raises(NotPrivateError, match="not in this step"):
+        model.optimizer.apply(sealed, model.trainable_variables)
 
 
 def test_learning_rate_reaches_the_inner_optimizer():
@@ -265,8 +400,9 @@ def test_noise_is_never_left_out():
     variable = keras.Variable(np.zeros(3, "float32"))
     optimizer.build([variable])
     optimizer._noise = None
+    gradients = seal(ClippedGradients([tf.ones(3)], [None], tf.constant(1), 0.5), optimizer)
     with pytest.raises(NotPrivateError, match="must be built"):
-        optimizer.apply(ClippedGradients([tf.ones(3)], [None], tf.constant(1), 0.5), [variable])
+        optimizer.apply(gradients, [variable])
 
 
 @pytest.mark.parametrize(

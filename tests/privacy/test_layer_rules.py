@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import keras_modelsec as ms
+from keras_modelsec._core.batch import Batch
 from keras_modelsec.privacy.clipping import clipped_gradients
 from keras_modelsec.privacy.layer_rules import Conv2DRule, DenseRule, FallbackRule, find_rule
 from keras_modelsec.privacy.layer_rules.linear import linear_squared_norms_and_sums
@@ -95,7 +96,7 @@ def _classifier(shape, hidden):
 def _assert_equals_loop(model, x, y, loop):
     l2_norm_clip = float(np.median(loop.norms))
     compiled = tf.function(
-        lambda x, y: clipped_gradients(model, x, y, None, l2_norm_clip)[1].sums, autograph=False
+        lambda x, y: clipped_gradients(model, Batch(x, y), l2_norm_clip)[1].sums, autograph=False
     )
     scale = max(np.abs(part).max() for part in loop.clipped_sum(l2_norm_clip))
     for expected, actual in zip(
@@ -200,3 +201,38 @@ def test_registering_something_else_than_a_layer_is_refused():
         ms.privacy.register_layer_rule(int, DenseRule())
     with pytest.raises(TypeError, match="LayerRule instance"):
         ms.privacy.register_layer_rule(layers.Dense, DenseRule)
+
+
+class _Counting(keras.layers.Layer):
+    """Owns weights, and counts its calls in a variable."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.calls = make()
+
+    def build(self, shape):
+        self.gain = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x * self.gain
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (lambda: keras.layers.SpectralNormalization(keras.layers.Dense(5)), "must not update"),
+        (
+            lambda: _Counting(lambda: keras.Variable(0.0, trainable=False)),
+            "must not update",
+        ),
+        (lambda: _Counting(lambda: tf.Variable(0.0, trainable=False)), "must not update"),
+    ],
+    ids=["spectral_normalization", "keras_variable", "tf_variable"],
+)
+def test_layer_that_would_update_its_state_for_each_example_is_refused(
+    private_model, tiny_data, layer, why
+):
+    model = private_model(layers=[layer(), keras.layers.Dense(3)])
+    with pytest.raises(ms.errors.UnsupportedModelError, match=why):
+        model.fit(*tiny_data, batch_size=12, verbose=0)

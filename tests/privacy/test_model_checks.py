@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_modelsec as ms
-from keras_modelsec.privacy import UnsupportedModelError
+from keras_modelsec.errors import UnsupportedModelError
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -286,5 +286,5 @@ def test_custom_layer_that_mixes_examples_is_found_by_the_probe(mix):
 
 def test_wrapped_loss_scale_optimizer_is_refused():
     optimizer = ms.DPOptimizer("sgd", l2_norm_clip=1.0, noise_multiplier=1.0)
-    with pytest.raises(ms.privacy.NotPrivateError, match="must not be wrapped"):
+    with pytest.raises(ms.errors.NotPrivateError, match="must not be wrapped"):
         _functional().compile(keras.optimizers.LossScaleOptimizer(optimizer), LOSS)

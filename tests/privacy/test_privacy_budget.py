@@ -3,11 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_modelsec as ms
-from keras_modelsec.privacy import NotPrivateError, PrivacyBudgetExceeded
-from keras_modelsec.privacy.accounting import Passes, PoissonSampling, epsilon
-from keras_modelsec.privacy.ledger import Run
+from keras_modelsec.errors import NotPrivateError, PrivacyBudgetExceeded
+from keras_modelsec.privacy.accounting import epsilon
+from keras_modelsec.privacy.ledger import EVERY_BATCH, ONE_PASS, SPANNING, Run
 
 
 def _fit(model, data, budget, **options):
@@ -18,21 +19,19 @@ def _fit(model, data, budget, **options):
 def test_epsilon_stands_in_the_logs_of_each_epoch(private_model, tiny_data):
     budget = ms.PrivacyBudget(delta=1e-3)
     history = _fit(private_model(), tiny_data, budget, epochs=3)
-    expected = [
-        epsilon((Run(1.0, 4.0, 3.0 * (e + 1), 1.0, 1.0),), Passes(3, 4.0), 1e-3) for e in range(3)
-    ]
+    expected = [epsilon((Run(1.0, 4.0, 3.0, e + 1.0, 1.0, ONE_PASS),), 1e-3) for e in range(3)]
     assert history.history["privacy_epsilon"] == pytest.approx(expected)
 
 
 def test_poisson_figure_is_smaller_and_says_what_it_assumes(private_model, tiny_data):
     budget = ms.PrivacyBudget(delta=1e-3, sampling_probability=4 / 12)
     history = _fit(private_model(), tiny_data, budget)
-    run = Run(1.0, 4.0, 3.0, 1.0, 1.0)
+    run = Run(1.0, 4.0, 3.0, 1.0, 1.0, ONE_PASS)
     figure = history.history["privacy_epsilon"][0]
-    assert figure == pytest.approx(epsilon((run,), PoissonSampling(1 / 3, 4.0), 1e-3))
+    assert figure == pytest.approx(epsilon((run._replace(sampling_probability=1 / 3),), 1e-3))
     statement = budget.statement()
     assert "Assumes Poisson sampling" in statement
-    assert f"{epsilon((run,), Passes(3, 4.0), 1e-3):.4g}" in statement
+    assert f"{epsilon((run,), 1e-3):.4g}" in statement
     assert "fixed seed: NOT private" in statement
 
 
@@ -50,8 +49,8 @@ def test_training_stops_before_the_step_that_would_exceed(
     model = private_model(
         noise_multiplier=2.0, compile_options={"steps_per_execution": steps_per_execution}
     )
-    sampling = PoissonSampling(1 / 3, 4.0)
-    limit = epsilon((Run(2.0, 4.0, 7.0, 1.0, 1.0),), sampling, 1e-3, "rdp") + 1e-6
+    affordable = Run(2.0, 4.0, 7.0, 1.0, 1.0, sampling_probability=1 / 3)
+    limit = epsilon((affordable,), 1e-3, "rdp") + 1e-6
     budget = ms.PrivacyBudget(
         delta=1e-3, max_epsilon=limit, sampling_probability=1 / 3, accountant="rdp"
     )
@@ -64,8 +63,8 @@ def test_training_stops_before_the_step_that_would_exceed(
 def test_second_fit_and_loaded_model_go_on_with_what_is_left(tmp_path, private_model, tiny_data):
     model = private_model(noise_multiplier=2.0)
     options = {"delta": 1e-3, "sampling_probability": 1 / 3, "accountant": "rdp"}
-    sampling = PoissonSampling(1 / 3, 4.0)
-    limit = epsilon((Run(2.0, 4.0, 5.0, 1.0, 1.0),), sampling, 1e-3, "rdp") + 1e-6
+    affordable = Run(2.0, 4.0, 5.0, 1.0, 1.0, sampling_probability=1 / 3)
+    limit = epsilon((affordable,), 1e-3, "rdp") + 1e-6
     _fit(model, tiny_data, ms.PrivacyBudget(**options, max_epsilon=limit))
     assert model.optimizer.release_count == 3
     model.save(tmp_path / "model.keras")
@@ -126,9 +125,204 @@ def test_unknown_length_of_an_epoch_counts_against_the_figure(private_model, tin
         history = model.fit(batches(), verbose=0, shuffle=False, callbacks=[budget])
     releases = float(model.optimizer.release_count)
     assert releases >= 3
-    pessimistic = epsilon((Run(1.0, 4.0, releases, 1.0, 1.0),), Passes(None, 4.0), 1e-3)
+    pessimistic = epsilon((Run(1.0, 4.0, releases, 1.0, 1.0),), 1e-3)
     assert history.history["privacy_epsilon"][0] == pytest.approx(pessimistic)
     assert "give `dataset_size`" in budget.statement()
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_training_stops_before_a_pass_that_it_cannot_afford(private_model, tiny_data, passes):
+    limit = epsilon((Run(4.0, 4.0, 3.0, passes, 1.0, ONE_PASS),), 1e-3) + 1e-6
+    model = private_model(noise_multiplier=4.0)
+    history = _fit(model, tiny_data, ms.PrivacyBudget(1e-3, max_epsilon=limit), epochs=9)
+    assert model.optimizer.release_count == 3 * passes
+    assert history.history["privacy_epsilon"][-1] == pytest.approx(limit, abs=1e-5)
+    with pytest.raises(PrivacyBudgetExceeded, match="is spent"):
+        _fit(model, tiny_data, ms.PrivacyBudget(1e-3, max_epsilon=limit))
+
+
+def test_training_that_may_just_finish_says_nothing_of_a_stop(private_model, tiny_data, capsys):
+    limit = epsilon((Run(4.0, 4.0, 3.0, 2.0, 1.0, ONE_PASS),), 1e-3) + 1e-6
+    _fit(
+        private_model(noise_multiplier=4.0),
+        tiny_data,
+        ms.PrivacyBudget(1e-3, max_epsilon=limit),
+        epochs=2,
+    )
+    assert "stops" not in capsys.readouterr().out
+
+
+def _repeated(data, dataset_size):
+    pipeline = tf.data.Dataset.from_tensor_slices(data).shuffle(12).repeat().batch(5)
+    options = {"x": pipeline, "steps_per_epoch": 3, "shuffle": False, "verbose": 0}
+    return options, ms.PrivacyBudget(1e-3, dataset_size=dataset_size)
+
+
+def test_data_that_repeat_before_they_are_batched_are_refused_without_their_size(
+    private_model, tiny_data
+):
+    model = private_model()
+    before = model.get_weights()
+    options, budget = _repeated(tiny_data, None)
+    for callbacks in ([], [budget]):
+        with pytest.raises(NotPrivateError, match="and no `dataset_size`"):
+            model.fit(**options, callbacks=callbacks)
+    mixed = tf.data.Dataset.from_tensor_slices(tiny_data).repeat().shuffle(30).batch(5)
+    with pytest.raises(NotPrivateError, match="mixes the repetitions"):
+        model.fit(**options | {"x": mixed}, callbacks=[ms.PrivacyBudget(1e-3, dataset_size=12)])
+    for left, right in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_batch_across_two_passes_counts_as_holding_an_example_twice(private_model, tiny_data):
+    model = private_model(noise_multiplier=8.0)
+    options, budget = _repeated(tiny_data, 12)
+    model.fit(**options, epochs=2, callbacks=[budget])
+    # 30 examples: three passes were begun, and batches of 5 do not end with passes of 12.
+    assert model.optimizer.runs()[0].squared_influence() == 3 * 2
+    assert "of 12 examples in a row" in budget.statement()
+
+
+def test_nothing_said_later_makes_cheaper_what_was_spent(private_model, tiny_data):
+    model = private_model(noise_multiplier=5.0)
+    _fit(model, tiny_data, first := ms.PrivacyBudget(delta=1e-3), epochs=6)
+    before = first.epsilon
+    for later in (
+        {"sampling_probability": 1e-6},
+        {"dataset_size": 10**6},
+        {"max_epsilon": 500.0},
+        {"sampling_probability": 1e-6, "accountant": "rdp"},
+    ):
+        budget = ms.PrivacyBudget(delta=1e-3, **later)
+        budget.set_model(model)
+        assert budget.epsilon >= before
+        _fit(model, tiny_data, budget)
+        assert first.epsilon >= before
+        assert budget.epsilon >= before
+        before = first.epsilon
+
+
+def test_callbacks_that_claim_different_sampling_claim_the_least(private_model, tiny_data):
+    model = private_model()
+    budgets = [ms.PrivacyBudget(1e-3, sampling_probability=1e-3), ms.PrivacyBudget(1e-3)]
+    model.fit(*tiny_data, batch_size=4, callbacks=budgets, verbose=0)
+    assert [run.sampling_probability for run in model.optimizer.runs()] == [0.0]
+
+
+def test_sampling_claimed_for_one_fit_holds_for_no_other_step(private_model, tiny_data):
+    model = private_model()
+    _fit(model, tiny_data, ms.PrivacyBudget(1e-3, sampling_probability=0.1))
+    model.fit(*tiny_data, batch_size=4, verbose=0)
+    model.train_on_batch(*tiny_data)
+    model.train_step(tuple(map(tf.constant, tiny_data)))
+    runs = [(r.releases, r.sampling_probability, r.pass_examples) for r in model.optimizer.runs()]
+    assert runs == [(3.0, 0.1, ONE_PASS), (3.0, 0.0, ONE_PASS), (2.0, 0.0, EVERY_BATCH)]
+
+
+def test_steps_of_a_custom_loop_claim_nothing_and_spoil_what_the_run_claimed(
+    private_model, tiny_data
+):
+    model = private_model()
+    step = tf.function(model.train_step)
+
+    class Meddler(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            step(tuple(map(tf.constant, tiny_data)))
+
+    budget = ms.PrivacyBudget(1e-3, sampling_probability=0.1)
+    model.fit(*tiny_data, batch_size=4, callbacks=[budget, Meddler()], verbose=0)
+    assert [
+        (r.releases, r.pass_examples, r.sampling_probability) for r in model.optimizer.runs()
+    ] == [(6.0, EVERY_BATCH, 0.0)]
+
+
+def test_optimizer_that_is_exchanged_without_compiling_takes_over_what_was_spent(
+    private_model, tiny_data
+):
+    model = private_model(noise_multiplier=4.0)
+    _fit(model, tiny_data, budget := ms.PrivacyBudget(1e-3), epochs=3)
+    before = budget.epsilon
+    model.optimizer = ms.DPOptimizer("sgd", 1.0, 4.0)
+    assert budget.epsilon == before
+    _fit(model, tiny_data, budget)
+    assert budget.epsilon > before
+
+
+def test_step_that_was_traced_with_an_earlier_optimizer_goes_on_being_charged(
+    private_model, tiny_data
+):
+    model = private_model(noise_multiplier=4.0)
+    step = tf.function(model.train_step)
+    data = tuple(map(tf.constant, tiny_data))
+    step(data)
+    model.compile(ms.DPOptimizer("sgd", 1.0, 8.0), model.loss)
+    budget = ms.PrivacyBudget(1e-3)
+    budget.set_model(model)
+    before = budget.epsilon
+    step(data)
+    assert budget.epsilon > before
+    assert sum(run.releases * run.runs for run in model.optimizer.runs()) == 2
+    assert budget.epsilon == budget.epsilon  # read twice, charged once
+
+
+def test_plan_follows_what_is_found_after_it_was_made(private_model, tiny_data):
+    """The second callback takes back what the first one claimed of the sampling."""
+    model = private_model()
+    budgets = [
+        ms.PrivacyBudget(1e-3, max_epsilon=4.0, sampling_probability=1e-4),
+        ms.PrivacyBudget(1e-3, sampling_probability=0.5),
+    ]
+    model.fit(*tiny_data, batch_size=4, epochs=20, callbacks=budgets, verbose=0)
+    assert 0 < budgets[0].epsilon <= 4.0
+
+
+def test_data_a_callback_trains_on_by_itself_are_not_taken_for_those_of_fit(
+    private_model, tiny_data
+):
+    model = private_model()
+
+    class Meddler(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            batches = tf.data.Dataset.from_tensor_slices(tiny_data).batch(4).repeat()
+            iterator = iter(batches)
+            for _ in range(5):
+                model.train_function(iterator)
+
+    model.fit(*tiny_data, batch_size=4, callbacks=[Meddler()], verbose=0)
+    assert [(r.releases, r.pass_examples) for r in model.optimizer.runs()] == [
+        (3.0, ONE_PASS),
+        (5.0, EVERY_BATCH),
+    ]
+
+
+def test_batches_that_may_hold_an_example_twice_do_not_wait_for_other_data(
+    private_model, tiny_data
+):
+    model = private_model(gradient_accumulation_steps=2)
+    options, _ = _repeated(tiny_data, 12)
+    model.fit(**options, callbacks=[_Telling(12)])  # three batches: one waits
+    with pytest.raises(NotPrivateError, match="wait for their release"):
+        model.fit(*tiny_data, batch_size=4, verbose=0)
+
+
+class _Telling(keras.callbacks.Callback):
+    """Says the size of the data, and nothing else."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def on_train_begin(self, logs=None):
+        self.model.optimizer.ledger.tell(None, self.size)
+
+
+def test_statement_names_the_noise_of_every_phase(private_model, tiny_data):
+    model = private_model(noise_multiplier=4.0)
+    _fit(model, tiny_data, budget := ms.PrivacyBudget(1e-3))
+    model.compile(ms.DPOptimizer("sgd", 1.0, 1.5), model.loss)
+    _fit(model, tiny_data, budget)
+    assert "noise multiplier 1.5 and 4" in budget.statement()
+    assert "fixed seed: NOT private" in budget.statement()  # of the first phase
 
 
 def test_epochs_of_a_later_fit_do_not_stretch_the_earlier_ones(private_model, tiny_data):
@@ -138,8 +332,7 @@ def test_epochs_of_a_later_fit_do_not_stretch_the_earlier_ones(private_model, ti
     before = budget.epsilon
     model.fit(*tiny_data, batch_size=3, verbose=0)  # four, and nobody watches
     _fit(model, tiny_data, budget, batch_size=2)
-    passes = epsilon((Run(5.0, 12.0, 8.0, 1.0, 1.0),), Passes(1, 12.0), 1e-3)
-    assert budget.epsilon == pytest.approx(passes)
+    assert budget.epsilon == pytest.approx(epsilon((Run(5.0, 1, 1, 8.0, 1, ONE_PASS),), 1e-3))
     assert budget.epsilon > before
 
 
@@ -147,7 +340,8 @@ def test_accumulation_left_over_from_another_fit_counts_twice(private_model, tin
     model = private_model(gradient_accumulation_steps=2)
     model.fit(*tiny_data, batch_size=4, epochs=1, verbose=0)  # three batches: one is left over
     model.fit(*tiny_data, batch_size=4, epochs=1, verbose=0)
-    assert [(r.releases, r.steps) for r in model.optimizer.runs()] == [(1.0, 3.0), (2.0, -1.0)]
+    runs = [(r.releases, r.pass_examples) for r in model.optimizer.runs()]
+    assert runs == [(1.0, ONE_PASS), (2.0, SPANNING)]
 
 
 @pytest.mark.parametrize(
@@ -164,3 +358,46 @@ def test_accumulation_left_over_from_another_fit_counts_twice(private_model, tin
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ms.PrivacyBudget(**options)
+
+
+def _endless(tiny_data, batch_size):
+    return tf.data.Dataset.from_tensor_slices(tiny_data).repeat().batch(batch_size)
+
+
+def test_first_batch_is_planned_for_as_large_as_the_data_say(private_model, tiny_data):
+    limit = epsilon((Run(1.0, 4.0, 1.0, 1.0, 1.0, ONE_PASS),), 1e-3) * 1.01
+    model = private_model()
+    budget = ms.PrivacyBudget(1e-3, limit, dataset_size=12)
+    options = {"steps_per_epoch": 3, "shuffle": False, "verbose": 0, "callbacks": [budget]}
+    model.fit(_endless(tiny_data, 4), epochs=2, **options)
+    assert model.optimizer.release_count == 3
+    assert budget.epsilon <= limit
+
+
+def test_batches_larger_than_the_earlier_ones_are_planned_for(private_model, tiny_data):
+    model = private_model()
+    model.fit(*tiny_data, batch_size=4, verbose=0)
+    spent = epsilon((Run(1.0, 4.0, 3.0, 2.0, 1.0, ONE_PASS),), 1e-3)
+    budget = ms.PrivacyBudget(1e-3, spent * 1.01, dataset_size=12)
+    with pytest.raises(PrivacyBudgetExceeded):
+        model.fit(
+            _endless(tiny_data, 30),
+            steps_per_epoch=1,
+            shuffle=False,
+            verbose=0,
+            callbacks=[budget],
+        )
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_step_that_got_no_batch_is_not_counted(private_model, tiny_data):
+    x, y = tiny_data
+    data = tf.data.Dataset.from_generator(
+        lambda: ((x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)),
+        output_signature=(tf.TensorSpec((None, 4)), tf.TensorSpec((None,), tf.int64)),
+    )
+    model = private_model()
+    budget = ms.PrivacyBudget(1e-3)
+    model.fit(data, epochs=2, shuffle=False, verbose=0, callbacks=[budget])
+    assert model.optimizer.release_count == 6
+    assert budget.epsilon == pytest.approx(epsilon((Run(1.0, 4.0, 6.0, 1.0, 1.0),), 1e-3))

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
-from keras_modelsec.robustness import AdversarialMixin, AdversarialTraining
+from keras_modelsec.defenses import AdversarialTraining
+from keras_modelsec.robustness import AdversarialMixin
 from keras_modelsec.robustness.attacks import FGSM, PGD
 
 X = np.random.default_rng(0).random((24, 6)).astype("float32")
@@ -48,6 +51,15 @@ def test_argument_and_optimizer_survive_saving(make, precision, tmp_path):
     for one, other in zip(left, right, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
     loaded.fit(X, Y, batch_size=8, verbose=0)
+
+
+def test_file_of_the_first_version_still_loads_and_trains():
+    golden = Path(__file__).parents[1] / "golden" / "robustness" / "adversarial_training_v1.keras"
+    loaded = keras.saving.load_model(golden)
+    attack = PGD(0.1, norm="l2", steps=2, bounds=(-1, 1), seed=3)
+    expected = AdversarialTraining(attack, clean_ratio=0.25, warmup_steps=1)
+    assert loaded.adversarial.get_config() == expected.get_config()
+    loaded.fit(X[:, :3], Y % 2, verbose=0)
 
 
 def test_file_of_a_model_without_it_says_nothing_about_it(tmp_path):

@@ -1,11 +1,19 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_modelsec.robustness import AdversarialMixin, AdversarialTraining
-from keras_modelsec.robustness.attacks import FGSM, PGD, RandomNoise
-from keras_modelsec.robustness.attacks.attack import Attack
+from keras_modelsec.defenses import AdversarialTraining
+from keras_modelsec.robustness import AdversarialMixin
+from keras_modelsec.robustness.attacks import (
+    FGSM,
+    PGD,
+    GradientAttack,
+    RandomNoise,
+    SeveralOutputsWarning,
+)
 
 X = np.random.default_rng(0).random((24, 6)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 24)
@@ -15,9 +23,9 @@ LOSS = "sparse_categorical_crossentropy"
 class Recording:
     """Mixed into a model class: keeps what the step trained on."""
 
-    def compute_gradients(self, x, y, sample_weight):
-        self.trained_on.append(x)
-        return super().compute_gradients(x, y, sample_weight)
+    def compute_gradients(self, batch):
+        self.trained_on.append(batch.x)
+        return super().compute_gradients(batch)
 
 
 def new_class(*extra):
@@ -117,7 +125,10 @@ def test_several_inputs_and_outputs_train_and_loss_metrics_are_those_of_the_step
         keras.utils.set_random_seed(3)
         model = build(cls)
         model.compile("sgd", losses, **arguments)
-        histories.append(model.fit(x, y, batch_size=12, epochs=2, verbose=0, shuffle=False).history)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SeveralOutputsWarning)
+            run = model.fit(x, y, batch_size=12, epochs=2, verbose=0, shuffle=False)
+        histories.append(run.history)
     assert histories[0].keys() == histories[1].keys()
     assert len(histories[0]) == 3
     for key, values in histories[0].items():
@@ -143,7 +154,7 @@ def test_replicas_of_a_strategy_train_with_noise_of_their_own(mirrored_strategy)
     history = model.fit(X, Y, batch_size=8, epochs=2, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     with mirrored_strategy.scope():
-        state = attack.new_state()
+        state = attack.new_state(model)
     same = tf.constant(X[:4])
 
     @tf.function
@@ -159,7 +170,7 @@ def test_compiled_steps_draw_fresh_noise():
     model = functional()
     model.compile("sgd", LOSS)
     attack = RandomNoise(0.3)
-    state = attack.new_state()
+    state = attack.new_state(model)
     step = tf.function(lambda x, y: attack.perturb(model, x, y, state))
     draws = [np.asarray(step(tf.constant(X), tf.constant(Y))) for _ in range(3)]
     assert not np.array_equal(draws[0], draws[1])
@@ -193,13 +204,13 @@ def test_clean_share_of_the_batch_stays_as_it_is(ratio, clean):
 
 def test_only_the_attacked_share_is_paid_for(monkeypatch):
     sizes = []
-    search = Attack.search
+    search = GradientAttack.search
 
-    def spy(self, model, objective, x, y, state):
-        sizes.append(x.shape[0])
-        return search(self, model, objective, x, y, state)
+    def spy(self, target, state):
+        sizes.append(int(target.batch))
+        return search(self, target, state)
 
-    monkeypatch.setattr(Attack, "search", spy)
+    monkeypatch.setattr(GradientAttack, "search", spy)
     recorded(AdversarialTraining(FGSM(0.1), clean_ratio=0.5))
     assert sizes == [12]
 
@@ -317,10 +328,79 @@ def test_unusable_training_data_stops_before_the_first_update(bad, run_eagerly):
     model = functional()
     before = model.get_weights()
     model.compile("sgd", LOSS, adversarial=FGSM(0.1), run_eagerly=run_eagerly)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"finite and lie inside `bounds`"):
+    with pytest.raises(ValueError, match=r"^Training inputs must be finite .* Rescale the data"):
         model.fit(x, Y, batch_size=24, verbose=0)
     for left, right in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+ROWS = np.eye(3, dtype="float32")[Y]
+NUMBERS = "from 0 to 2, as the model has 3 outputs. Received numbers from "
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "message"),
+    [
+        (LOSS, Y + 7, NUMBERS + "7 to 9"),
+        (LOSS, Y - 5, NUMBERS + "-5 to -3"),
+        (LOSS, Y + 0.5, "whole class numbers. Received: 2.5"),
+        (LOSS, np.where(Y > 0, np.nan, 1.0), "whole class numbers. Received: nan"),
+        (LOSS, ROWS, "class numbers.*Received: rows of 3"),
+        ("categorical_crossentropy", Y, r"rows of 3 numbers.*Received: shape \(.*,\)"),
+        ("categorical_crossentropy", ROWS[:, :2], r"rows of 3 numbers.*Received: shape \(.*, 2\)"),
+    ],
+    ids=["above", "below", "fraction", "nan", "rows", "numbers", "narrow"],
+)
+def test_labels_that_do_not_fit_stop_before_the_first_update(loss, labels, message):
+    model = functional()
+    before = model.get_weights()
+    model.compile("sgd", loss, adversarial=FGSM(0.1))
+    with pytest.raises(ValueError, match=message):
+        model.fit(X, labels, batch_size=24, verbose=0)
+    np.testing.assert_array_equal(before[0], model.get_weights()[0])
+
+
+@pytest.mark.parametrize("arguments", [{"clean_ratio": 0.9}, {"warmup_steps": 5}], ids=str)
+def test_labels_of_examples_that_stay_clean_are_checked_too(arguments):
+    model = functional()
+    model.compile("sgd", LOSS, adversarial=AdversarialTraining(FGSM(0.1), **arguments))
+    y = np.where(np.arange(24) == 0, 3, Y)
+    with pytest.raises(ValueError, match=NUMBERS + "0 to 3"):
+        model.fit(X, y, batch_size=24, shuffle=False, verbose=0)
+
+
+@pytest.mark.parametrize("build", [functional, subclassed])
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_labels_are_checked_however_the_model_is_made_and_run(build, run_eagerly):
+    model = build()
+    model.compile("sgd", LOSS, adversarial=FGSM(0.1), run_eagerly=run_eagerly)
+    model.fit(X, Y, batch_size=24, verbose=0)
+    with pytest.raises(ValueError, match=NUMBERS):
+        model.train_on_batch(X, Y + 7)
+
+
+def test_third_class_of_one_unit_is_refused_and_rows_of_padding_are_not():
+    inputs = keras.Input((6,))
+    model = new_class()(inputs, keras.layers.Dense(1, activation="sigmoid")(inputs))
+    model.compile("sgd", "binary_crossentropy", adversarial=FGSM(0.1))
+    with pytest.raises(ValueError, match=r"must hold 0 and 1.*from 0 to 2"):
+        model.fit(X, Y, batch_size=24, verbose=0)
+    model = functional()
+    model.compile("sgd", "categorical_crossentropy", adversarial=FGSM(0.1))
+    model.fit(X, np.where(np.arange(len(Y))[:, None] < 3, 0.0, ROWS), verbose=0)
+
+
+def test_error_of_the_users_own_check_stays_what_it_is():
+    class Checked(keras.layers.Layer):
+        def call(self, x):
+            tf.debugging.assert_less(x, 0.0, message="of the user")
+            return x
+
+    inputs = keras.Input((6,))
+    model = new_class()(inputs, keras.layers.Dense(3)(Checked()(inputs)))
+    model.compile("sgd", LOSS, adversarial=RandomNoise(0.1))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="of the user"):
+        model.fit(X, Y, verbose=0)
 
 
 def test_missing_labels_are_refused():
@@ -350,5 +430,20 @@ def test_bad_argument_is_refused(arguments, message):
 
 
 def test_attack_of_another_type_is_refused():
-    with pytest.raises(TypeError, match=r"`attack` must be an attack.*'pgd'"):
+    with pytest.raises(TypeError, match=r"`attack` must be a gradient attack.*'pgd'"):
         AdversarialTraining("pgd")
+
+
+@pytest.mark.parametrize("wrap", [AdversarialTraining, lambda attack: attack])
+def test_targeted_attack_is_refused_because_it_would_make_examples_easier(wrap):
+    with pytest.raises(ValueError, match=r"must be untargeted.*pgd_linf.*targeted=True"):
+        functional().compile("sgd", LOSS, adversarial=wrap(PGD(0.1, targeted=True)))
+
+
+def test_attack_made_targeted_afterwards_is_refused_too():
+    attack = PGD(0.1, steps=1)
+    model = functional()
+    model.compile("sgd", LOSS, adversarial=attack)
+    attack.targeted = True
+    with pytest.raises(ValueError, match="must be untargeted"):
+        model.fit(X, Y, verbose=0)

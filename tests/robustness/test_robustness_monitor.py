@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_modelsec.robustness import RobustnessMonitor
-from keras_modelsec.robustness.attacks import FGSM, PGD, RandomNoise
+from keras_modelsec.robustness.attacks import FGSM, PGD, AttackResult, RandomNoise
 
 LOSS = "sparse_categorical_crossentropy"
 
@@ -41,9 +41,13 @@ def test_figures_are_those_of_attacking_by_hand(problem):
 class Helping(FGSM):
     """Gives back an input that is surely classified as its label."""
 
-    def __call__(self, model, x, y, *, batch_size=256):
+    def run(self, model, x, y, *, batch_size=256):
         predicted = np.asarray(model(x)).argmax(1)
-        return x[[int(np.flatnonzero(predicted == label)[0]) for label in y]]
+        found = x[[int(np.flatnonzero(predicted == label)[0]) for label in y]]
+        none = np.zeros(len(y), "bool")
+        return AttackResult(
+            self.name, found, none, none.astype("float32"), none.astype("int32"), none
+        )
 
 
 def test_example_wrong_before_and_right_after_the_attack_does_not_count(problem):
@@ -124,15 +128,16 @@ def test_results_say_what_they_rest_on(problem):
     assert high - low > 0.01
 
 
-@pytest.mark.parametrize("labels", ["numbers", "column", "one_hot"])
+@pytest.mark.parametrize("labels", ["numbers", "column", "one_hot", "smoothed"])
 def test_label_forms_give_the_same_figures(blobs, linear_model, labels):
     forms = {
         "numbers": blobs.y,
         "column": blobs.y[:, None],
         "one_hot": keras.utils.to_categorical(blobs.y, 4),
+        "smoothed": keras.utils.to_categorical(blobs.y, 4) * 0.8 + 0.05,
     }
     model = linear_model("softmax", scale=50)
-    model.compile(loss="categorical_crossentropy" if labels == "one_hot" else LOSS)
+    model.compile(loss=LOSS if labels in ("numbers", "column") else "categorical_crossentropy")
     results = RobustnessMonitor(blobs.x, forms[labels], FGSM(0.15)).evaluate(model)
     reference = linear_model(scale=50)
     expected = np.asarray(reference(FGSM(0.15)(reference, blobs.x, blobs.y))).argmax(1) == blobs.y
@@ -231,6 +236,9 @@ X, Y = np.zeros((4, 3), "float32"), np.zeros(4, "int64")
         (X, Y, ["pgd"], {}, TypeError, r"list of attacks.*'pgd'"),
         (X, Y, FGSM(0.1), {"every": 0}, ValueError, r"`every` must be an integer >= 1"),
         (X, Y + 0.5, FGSM(0.1), {}, ValueError, r"class numbers or one-hot rows"),
+        (X, np.tile([1.0, 0, 1], (4, 1)), FGSM(0.1), {}, ValueError, r"row \[1\. 0\. 1\.\]"),
+        (X, np.tile([0.9, 0, 0.8], (4, 1)), FGSM(0.1), {}, ValueError, r"row \[0\.9 0\.  0\.8\]"),
+        (X, np.zeros((4, 3)), FGSM(0.1), {}, ValueError, r"row \[0\. 0\. 0\.\]"),
     ],
 )
 def test_bad_argument_is_refused_before_any_training(x, y, attacks, options, error, message):

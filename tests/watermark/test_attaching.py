@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 import keras_modelsec as ms
-from keras_modelsec.watermark import WatermarkError, WatermarkKeyError, derivation
+from keras_modelsec.errors import WatermarkError, WatermarkKeyError
+from keras_modelsec.watermark import derivation
 from keras_modelsec.watermark.keys import SecretKey
 
 
@@ -134,6 +135,38 @@ def test_kernels_of_one_shape_get_different_sequences(build_mlp, key):
     report = ms.attach_watermark(model, key)
     assert [layer.index for layer in report.layers] == [0, 0, 1]
     assert [model.layers[i].kernel_regularizer.index for i in (1, 2)] == [0, 1]
+
+
+def _beside_a_lora_layer():
+    inputs = keras.Input((64,))
+    adapted, plain = keras.layers.Dense(32, name="adapted"), keras.layers.Dense(32, name="plain")
+    model = keras.Model(inputs, keras.layers.Add()([adapted(inputs), plain(inputs)]))
+    adapted.enable_lora(32)  # one of its factors has the shape of the kernels
+    return model
+
+
+def test_beside_a_lora_layer_kernels_get_sequences_that_verification_tries(key):
+    model = _beside_a_lora_layer()
+    assert ms.attach_watermark(model, key).log10_p < -60
+    model.compile("sgd", "mse")
+    x = np.zeros((8, 64), "float32")
+    model.fit(x, x[:, :32], verbose=0, callbacks=[ms.WatermarkMonitor(key)])
+
+
+def test_index_that_only_adapters_make_room_for_is_refused_by_the_monitor(key):
+    model = _beside_a_lora_layer()
+    model.get_layer("plain").kernel.regularizer = ms.WatermarkRegularizer(key, index=2)
+    model.compile("sgd", "mse")
+    x = np.zeros((8, 64), "float32")
+    with pytest.raises(WatermarkError, match=r"`index` must be below .* 2 for \(64, 32\)"):
+        model.fit(x, x[:, :32], verbose=0, callbacks=[ms.WatermarkMonitor(key)])
+
+
+def test_model_with_no_kernel_to_mark_but_adapted_ones_says_when_to_mark(key):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32)])
+    model.layers[0].enable_lora(4)
+    with pytest.raises(WatermarkError, match=r"Mark before .*quantize.*enable_lora"):
+        ms.attach_watermark(model, key)
 
 
 def test_frozen_layers_are_marked_only_when_named(build_mlp, key):

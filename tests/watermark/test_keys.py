@@ -7,7 +7,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from keras_modelsec.watermark import WatermarkError, WatermarkKeyError, generate_key
+from keras_modelsec.errors import WatermarkError, WatermarkKeyError
+from keras_modelsec.watermark import generate_key
 from keras_modelsec.watermark.keys import SecretKey
 
 

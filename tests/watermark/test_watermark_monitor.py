@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_modelsec as ms
-from keras_modelsec.watermark import WatermarkError, WatermarkKeyError
+from keras_modelsec.errors import WatermarkError, WatermarkKeyError
 
 
 def _fit(model, digits, *callbacks, epochs=2):

@@ -11,15 +11,8 @@ import pytest
 import tensorflow as tf
 
 import keras_modelsec as ms
-from keras_modelsec.watermark import (
-    WatermarkError,
-    WatermarkKeyError,
-    WatermarkWarning,
-    derivation,
-    restore_key,
-    spreading,
-    verify_watermark,
-)
+from keras_modelsec.errors import WatermarkError, WatermarkKeyError, WatermarkWarning
+from keras_modelsec.watermark import derivation, restore_key, spreading, verify_watermark
 from keras_modelsec.watermark.keys import SecretKey
 
 
@@ -234,12 +227,61 @@ def test_base_regularizer_is_added_and_works_while_inert(key):
         ({"index": 1.5}, TypeError, "`index` must be"),
         ({"key": None}, WatermarkKeyError, "A watermark key is needed"),
         ({"key": 7}, WatermarkKeyError, "`key` must be bytes or a hexadecimal string"),
-        ({"key_id": "00"}, WatermarkKeyError, "one this mark was made with"),
+        ({"key_id": "00" * 16}, WatermarkKeyError, "one this mark was made with"),
+        ({"key_id": "00"}, WatermarkKeyError, "`key_id` must be 32 lower-case hexadecimal"),
+        ({"key_id": "AB" * 16}, WatermarkKeyError, "`key_id` must be"),
+        ({"key_id": 7}, WatermarkKeyError, "`key_id` must be"),
     ],
 )
 def test_bad_argument_is_refused_with_its_rule(key, arguments, error, message):
     with pytest.raises(error, match=message):
         ms.WatermarkRegularizer(**{"key": key, **arguments})
+
+
+def _wrong_places(key, value):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32)])
+    mark = ms.WatermarkRegularizer
+    calls = {
+        f"regularizer_{name}": lambda name=name: mark(key, **{name: value})
+        for name in ("strength", "rate", "index", "base", "key_id")
+    }
+    return calls | {
+        "key_id_alone": lambda: mark(key_id=value),
+        "attach_model": lambda: ms.attach_watermark(value, key),
+        "attach_layers": lambda: ms.attach_watermark(model, key, value),
+        "attach_list": lambda: ms.attach_watermark(model, key, [value]),
+        "attach_strength": lambda: ms.attach_watermark(model, key, strength=value),
+        "attach_rate": lambda: ms.attach_watermark(model, key, rate=value),
+        "verify_model": lambda: ms.verify_watermark(value, key),
+        "verify_layers": lambda: ms.verify_watermark(model, key, value),
+        "verify_list": lambda: ms.verify_watermark(model, key, [value]),
+        "verify_tried": lambda: ms.verify_watermark(model, key, tried=value),
+        "verify_indices": lambda: ms.verify_watermark(model, key, indices=[value]),
+        "restore_model": lambda: ms.watermark.restore_key(value, key),
+        "monitor_every": lambda: ms.WatermarkMonitor(key, every=value),
+    }
+
+
+@pytest.mark.parametrize("form", [bytes, bytearray, bytes.hex], ids=["bytes", "bytearray", "hex"])
+@pytest.mark.parametrize("place", _wrong_places(None, None))
+def test_key_in_a_wrong_place_is_refused_and_not_shown(key, place, form):
+    with pytest.raises((TypeError, ValueError, WatermarkError)) as refused:
+        _wrong_places(key, form(key))[place]()
+    error = refused.value
+    while error is not None:  # what a traceback shows: the chain of errors as well
+        assert key.hex() not in str(error)
+        assert repr(key)[2:-1] not in str(error)
+        assert str(key[0]) not in str(error)
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("name", ["strength", "base", "key_id"])
+def test_refused_regularizer_holds_no_key_and_can_be_shown(key, name):
+    half_built = ms.WatermarkRegularizer.__new__(ms.WatermarkRegularizer)
+    with pytest.raises((TypeError, WatermarkKeyError)):
+        half_built.__init__(**{name: key.hex()})
+    assert key.hex() not in repr(vars(half_built))
+    assert repr(half_built) == "<WatermarkRegularizer inert, key_id=None, index=0>"
 
 
 @pytest.mark.parametrize("shape", [(10, 10), (2000,)])

@@ -1,34 +1,133 @@
 """Compares one file with what was signed of it: which tensors, which chunks, and what else.
 
 Owns the step from where the signed bytes are (leaf_alignment.py) to what that means. The file is
-untrusted and never parsed, but for hints on what bytes outside of tensors belong to.
+untrusted and never parsed, but for hints on what bytes outside of tensors belong to. Of a reference
+only those bytes are believed whose digest is the signed one, whatever path or model they come from.
 """
 
 import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.damage.file_parts import (
+from keras_modelsec._storage import files
+from keras_modelsec.errors import SignatureError
+from keras_modelsec.integrity.contents.hashing import Cut, Progress, leaf_digests, tree_digest
+from keras_modelsec.integrity.contents.tensor_layout import (
+    TensorRecord,
+    model_tensors,
+    tensor_bytes,
+)
+from keras_modelsec.integrity.contents.zip_checks import Member
+from keras_modelsec.integrity.damage.inspecting import (
     part_ranges,
     read_local_members,
     wrong_check_sums,
 )
-from keras_modelsec.integrity.damage.good_values import GoodValues, read_at
 from keras_modelsec.integrity.damage.leaf_alignment import Alignment, align
 from keras_modelsec.integrity.damage.tamper_report import (
     ChunkDamage,
     FileDamage,
     Shift,
     TensorDamage,
+    ValueChanges,
+    value_changes,
 )
-from keras_modelsec.integrity.damage.value_changes import ValueChanges, value_changes
-from keras_modelsec.integrity.loaders.zip_checks import Member
-from keras_modelsec.integrity.signatures.hashing import Cut, Progress
-from keras_modelsec.integrity.signatures.model_statement import ModelStatement
-from keras_modelsec.integrity.signatures.tensor_layout import TensorRecord
+from keras_modelsec.integrity.signing.describing import compare
+from keras_modelsec.integrity.statements.manifest import SINGLE_FILE
+from keras_modelsec.integrity.statements.model_statement import ModelStatement
+from keras_modelsec.integrity.statements.places import Places
+
+
+class GoodValues(Protocol):
+    """Where the signed bytes of tensors come from."""
+
+    def of(self, record: TensorRecord) -> "bytes | memoryview | None":
+        """The signed bytes of a tensor, or None if they are not to be had."""
+
+    def place(self, name: str) -> Path | None:
+        """The good copy of a signed file, or None if there is none."""
+
+
+class NoValues:
+    """There is no reference."""
+
+    def of(self, record: TensorRecord) -> None:
+        """None."""
+
+    def place(self, name: str) -> None:
+        """None."""
+
+
+class FileValues:
+    """Reads tensors of a signed file or folder where the statement says they lie.
+
+    Each tensor's bytes are compared with its signed digest when they are read.
+
+    Args:
+        path: An absolute path.
+        statement: What was signed.
+    """
+
+    def __init__(self, path: Path, statement: ModelStatement):
+        self._path = path
+        self._statement = statement
+
+    def check(self) -> None:
+        """Hashes the whole copy.
+
+        Raises:
+            SignatureError: If it is not what was signed, to the byte.
+            OSError: If it cannot be read.
+        """
+        found = compare(self._path, self._statement, skip=_own_names(self._path))
+        if found.manifest.digests != self._statement.manifest.digests:
+            raise SignatureError(
+                "`reference` must be a good copy of what was signed, to the byte. Received: "
+                f"{str(self._path)!r}, which is none. Pass another copy, or no reference."
+            )
+
+    def of(self, record: TensorRecord) -> bytes | None:
+        """The signed bytes of a tensor."""
+        if record.offset is None:
+            return None
+        try:
+            with files.open_regular(self.place(record.file)) as file:
+                data = files.read_at(file, record.offset, record.nbytes)
+        except OSError:
+            return None
+        return data if tree_digest(leaf_digests(data)) == record.digest else None
+
+    def place(self, name: str) -> Path:
+        """The copy's file."""
+        return self._path if name == SINGLE_FILE else self._path / name
+
+
+class ModelValues:
+    """The weights of a model in memory, as far as they have the signed digests.
+
+    Args:
+        model: A Keras model.
+    """
+
+    def __init__(self, model: Any):
+        self._tensors = dict(model_tensors(model))
+
+    def of(self, record: TensorRecord) -> memoryview | None:
+        """The signed bytes of a tensor."""
+        if record.path not in self._tensors:
+            return None
+        data = tensor_bytes(self._tensors[record.path])
+        return data if tree_digest(leaf_digests(data)) == record.digest else None
+
+    def place(self, name: str) -> None:
+        """None: there is no file."""
+
+
+def _own_names(path: Path) -> tuple[str, ...]:
+    return Places.of(path).names_inside(path)
+
 
 _SAVED_AGAIN = (
     "Most of it is other bytes: it may be another model, or have been saved again. `modelsec diff` "
@@ -72,7 +171,7 @@ def examine(
         changed = [record for record, shift in alignment.tensors if shift is None]
         damage = _file_damage(file, path, name, statement, alignment, good, changed)
         tensors = tuple(_tensor_damage(file, record, alignment, good) for record in changed)
-    undecided = [t.path for t in statement.tensors if t.file == name and t.offset is None]
+    undecided = [t.path for t in statement.tensors_of(name) if t.offset is None]
     return Findings(damage, tensors, tuple(undecided))
 
 
@@ -86,7 +185,7 @@ def _tensor_damage(
     before = good.of(record)
     changes = None
     if before is not None and left == record.nbytes:
-        changes = value_changes(before, read_at(file, place, left), record.dtype)
+        changes = value_changes(before, files.read_at(file, place, left), record.dtype)
     return damaged(record, "changed", found=found, changes=changes)
 
 
@@ -150,8 +249,8 @@ def _parts(
     """What lies outside of tensors in the signed file, and what could not be told."""
     tensors = [
         (record.offset, record.nbytes)
-        for record in statement.tensors
-        if record.file == name and record.offset is not None
+        for record in statement.tensors_of(name)
+        if record.offset is not None
     ]
     members: tuple[Member, ...] = ()
     note = ""
@@ -227,6 +326,6 @@ def _changed_parts(
 def _same(one: BinaryIO, other: BinaryIO, start: int, end: int) -> bool:
     for offset in range(start, end, _COMPARED_BYTES):
         length = min(_COMPARED_BYTES, end - offset)
-        if read_at(one, offset, length) != read_at(other, offset, length):
+        if files.read_at(one, offset, length) != files.read_at(other, offset, length):
             return False
     return True

@@ -15,15 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from keras_modelsec.integrity.signatures import hashing
-from keras_modelsec.integrity.signatures.hashing import Cut, Progress
-from keras_modelsec.integrity.signatures.model_statement import ModelStatement
-from keras_modelsec.integrity.signatures.tensor_damage import (
+from keras_modelsec.integrity.contents import hashing
+from keras_modelsec.integrity.contents.hashing import Cut, Progress
+from keras_modelsec.integrity.contents.tensor_layout import TensorRecord
+from keras_modelsec.integrity.signing.describing import (
     PlacedTensor,
     is_intact,
     placed_tensors,
 )
-from keras_modelsec.integrity.signatures.tensor_layout import TensorRecord
+from keras_modelsec.integrity.statements.model_statement import ModelStatement
 
 _CHANGE = 1.5  # a change of shift explains more than one lost leaf, or it is none
 _SHORTEST_RUN = 3  # of lost leaves: shorter ones cannot pay for two changes of shift

@@ -6,28 +6,28 @@ untrusted byte is parsed to decide anything.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.damage.file_damage import damaged, examine
-from keras_modelsec.integrity.damage.good_values import (
+from keras_modelsec._signing.trust import Threshold, Trust, TrustedKeys, load_trust
+from keras_modelsec._storage import files
+from keras_modelsec.errors import SignatureError
+from keras_modelsec.integrity.contents.hashing import Progress
+from keras_modelsec.integrity.damage.file_damage import (
     FileValues,
     GoodValues,
     ModelValues,
     NoValues,
+    damaged,
+    examine,
 )
 from keras_modelsec.integrity.damage.tamper_report import FileDamage, TamperReport
-from keras_modelsec.integrity.errors import SignatureError
-from keras_modelsec.integrity.keys.key_loading import TrustedKeys
-from keras_modelsec.integrity.keys.trust import Trust, load_trust
-from keras_modelsec.integrity.signatures.describing import compare, list_model
-from keras_modelsec.integrity.signatures.hashing import Progress
-from keras_modelsec.integrity.signatures.manifest import SINGLE_FILE, Manifest
-from keras_modelsec.integrity.signatures.model_statement import ModelStatement
-from keras_modelsec.integrity.signatures.places import Places
-from keras_modelsec.integrity.signatures.verifying import Evidence, check_accepted, read_evidence
+from keras_modelsec.integrity.signing.describing import compare, list_model
+from keras_modelsec.integrity.signing.evidence import Evidence, believed
+from keras_modelsec.integrity.statements.manifest import SINGLE_FILE, Manifest
+from keras_modelsec.integrity.statements.model_statement import ModelStatement
+from keras_modelsec.integrity.statements.places import LeftOut, Places, check_ignored
 
 _ATTEMPTS = 8  # to read a model that is being replaced by its owner
 _ONLY_FILES = (
@@ -42,6 +42,9 @@ def locate_tampering(
     *,
     reference: Any = None,
     signature_path: "str | os.PathLike[str] | None" = None,
+    expected_name: str | None = None,
+    threshold: Threshold = 1,
+    ignore: "str | Iterable[str]" = (),
     progress: Progress = None,
 ) -> TamperReport:
     """Says which tensors of a signed model were changed, which pieces of files, and by how much.
@@ -63,13 +66,16 @@ def locate_tampering(
     Args:
         path_or_model: A file or folder, or a Keras model. Symbolic links are refused.
         trusted_keys: Path of a PEM public key, PEM text or bytes, a `cryptography` key object, a
-            list of these, or a `TrustStore`.
+            list of these, a `TrustStore` or an `ms.trust.TrustedRoots`.
         reference: A good copy. For a path: path of another copy of the same bytes, which is
             verified with the same statement, or a Keras model that has the signed weights; then the
             report says how many values of each tensor changed and by how much. For a model:
             required, the path of the signed model that it should be equal to.
         signature_path: Where the signature is; the statement is beside it. Defaults to beside the
             path (for a model: beside `reference`).
+        expected_name: As for `verify`. Default None: any.
+        threshold: As for `verify`. Default 1.
+        ignore: As for `verify`: files that are not reported as added. Default: none.
         progress: Called with bytes done and bytes in all.
 
     Returns:
@@ -92,15 +98,20 @@ def locate_tampering(
         print(report)
     ```
     """
-    trust = load_trust(trusted_keys)
+    trust = load_trust(trusted_keys, threshold=threshold)
     explicit = files.absolute_path(signature_path) if signature_path else None
     if isinstance(path_or_model, (str, os.PathLike)):
-        return _locate_in_files(path_or_model, trust, reference, explicit, progress)
+        ignored = check_ignored(ignore)
+        return _locate_in_files(
+            path_or_model, trust, reference, explicit, expected_name, ignored, progress
+        )
     from keras_modelsec.integrity.damage.locating_in_memory import check_arguments, compare_model
 
     good_path = check_arguments(path_or_model, reference)
     return compare_model(
-        path_or_model, good_path, believed(good_path, trust, explicit)[0].statement
+        path_or_model,
+        good_path,
+        believed(good_path, trust, explicit, expected_name)[0].statement,
     )
 
 
@@ -109,58 +120,29 @@ def _locate_in_files(
     trust: Trust,
     reference: Any,
     signature: Path | None,
+    expected_name: str | None,
+    ignored: tuple[str, ...],
     progress: Progress,
 ) -> TamperReport:
     path = files.absolute_path(subject)
     files.kind_of(path)
-    evidence = believed(path, trust, signature)
+    own = Places.of(path, signature).names_inside(path, openssf=trust.reads_openssf)
+    evidence = believed(path, trust, signature, expected_name)
     for _ in range(_ATTEMPTS):
-        reports = [_report(path, item, reference, signature, progress) for item in evidence]
+        reports = [
+            _report(path, item, reference, _left_out(own, ignored, item), progress)
+            for item in evidence
+        ]
         best = min(reports, key=_severity)
-        again = believed(path, trust, signature)
+        again = believed(path, trust, signature, expected_name)
         if best.is_clean or again == evidence:
             break
         evidence = again  # it was signed anew while it was read
     return best
 
 
-def believed(path: Path, trust: Trust, signature: Path | None) -> list[Evidence]:
-    """What trusted keys say of the model at `path`; several items if a pending one is there.
-
-    Args:
-        path: An absolute path.
-        trust: Whom to believe.
-        signature: Where the signature is, or None for beside the model.
-
-    Returns:
-        At least one item that the trust store, if there is one, is content with.
-
-    Raises:
-        SignatureError: As `verify` raises it.
-    """
-    places = Places.of(path, signature)
-    skip = places.names_inside(path)
-    for _ in range(_ATTEMPTS):
-        found = read_evidence(places, trust, skip, pending=signature is None)
-        if found:
-            return _accepted(found, trust)
-    raise SignatureError(
-        f"Signature and statement must speak of the same bytes. Received: "
-        f"{str(places.signature)!r} and {str(places.statement)!r}, which do not. "
-        "One of them is older than the other: remove it, or sign the model again."
-    )
-
-
-def _accepted(found: Sequence[Evidence], trust: Trust) -> list[Evidence]:
-    accepted, reasons = [], []
-    for item in found:
-        try:
-            accepted.append(check_accepted(item, trust))
-        except SignatureError as error:
-            reasons.append(error)
-    if not accepted:
-        raise reasons[0]
-    return accepted
+def _left_out(own: tuple[str, ...], ignored: tuple[str, ...], evidence: Evidence) -> LeftOut:
+    return LeftOut(own, ignored, frozenset(evidence.manifest.digests))
 
 
 def _severity(report: TamperReport) -> tuple[int, int]:
@@ -169,9 +151,8 @@ def _severity(report: TamperReport) -> tuple[int, int]:
 
 
 def _report(
-    path: Path, evidence: Evidence, reference: Any, signature: Path | None, progress: Progress
+    path: Path, evidence: Evidence, reference: Any, skip: Container[str], progress: Progress
 ) -> TamperReport:
-    skip = Places.of(path, signature).names_inside(path)
     if evidence.statement is None:
         return _compare_files(path, evidence.manifest, skip, progress)
     said = evidence.statement
@@ -181,7 +162,7 @@ def _report(
 
 
 def _compare_files(
-    path: Path, signed: Manifest, skip: Sequence[str], progress: Progress
+    path: Path, signed: Manifest, skip: Container[str], progress: Progress
 ) -> TamperReport:
     """The report where there is only an OpenSSF signature."""
     found = compare(path, None, skip=skip, progress=progress).manifest.digests

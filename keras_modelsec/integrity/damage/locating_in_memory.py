@@ -10,21 +10,25 @@ from typing import Any
 
 import keras
 
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.damage.file_damage import damaged
-from keras_modelsec.integrity.damage.good_values import FileValues
-from keras_modelsec.integrity.damage.tamper_report import TamperReport, TensorDamage, shown_type
-from keras_modelsec.integrity.damage.value_changes import value_changes
-from keras_modelsec.integrity.errors import SignatureError
-from keras_modelsec.integrity.signatures.hashing import leaf_digests, tree_digest
-from keras_modelsec.integrity.signatures.model_statement import ModelStatement
-from keras_modelsec.integrity.signatures.tensor_layout import (
+from keras_modelsec._storage import files
+from keras_modelsec.errors import SignatureError
+from keras_modelsec.integrity.contents.hashing import leaf_digests, tree_digest
+from keras_modelsec.integrity.contents.tensor_layout import (
     TensorRecord,
     model_tensors,
     tensor_bytes,
 )
+from keras_modelsec.integrity.damage.file_damage import FileValues, damaged
+from keras_modelsec.integrity.damage.tamper_report import (
+    TamperReport,
+    TensorDamage,
+    shown_type,
+    value_changes,
+)
+from keras_modelsec.integrity.statements.model_statement import ModelStatement
 
-_NOT_WEIGHTS = "optimizer/"  # signed, and absent from a model that was loaded without
+# Signed, and absent from a model that was loaded without.
+_NOT_WEIGHTS = ("optimizer/", "_spent_privacy/")
 
 
 def check_model_type(argument: str, value: Any) -> None:

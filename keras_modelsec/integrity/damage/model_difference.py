@@ -6,25 +6,26 @@ would load the same weights and configuration from both, not that either is genu
 """
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.damage.file_structure import (
+from keras_modelsec._storage import files
+from keras_modelsec.integrity.contents.tensor_layout import TensorRecord
+from keras_modelsec.integrity.contents.zip_checks import Section
+from keras_modelsec.integrity.damage.inspecting import (
     FileStructure,
     member_digests,
     read_structure,
 )
-from keras_modelsec.integrity.damage.value_changes import ValueChanges, value_changes
-from keras_modelsec.integrity.loaders.zip_checks import Section
-from keras_modelsec.integrity.signatures.describing import list_model
-from keras_modelsec.integrity.signatures.tensor_damage import range_digest
-from keras_modelsec.integrity.signatures.tensor_layout import TensorRecord
+from keras_modelsec.integrity.damage.tamper_report import ValueChanges, value_changes
+from keras_modelsec.integrity.signing.describing import list_model, range_digest
 
 _MAX_TEXT_BYTES = 64 << 20
 _MAX_DEPTH = 200
+_MAX_VALUES_BYTES = 1 << 30  # of a tensor whose values are compared; a sparse file costs nothing
 _MAX_CHANGES = 1000  # of one configuration
 _ABSENT = "nothing"
 
@@ -167,6 +168,10 @@ class _Difference:
         for part in sorted(first.texts.keys() | second.texts.keys()):
             texts = (structure.texts.get(part) for structure in (first, second))
             self._add_texts(part, *texts)
+        for path in (one, other):
+            damaged = _damaged_member(path)
+            if damaged is not None:
+                self._parts.append(f"{name}:{damaged}" if name else damaged)
 
     def _add_opaque(self, name: str, one: Path, other: Path) -> None:
         is_text = name.endswith(".json")
@@ -223,6 +228,17 @@ class _Difference:
             self._notes.append(f"{part}: {len(changes) - _MAX_CHANGES} more differences")
 
 
+def _damaged_member(path: Path) -> str | None:
+    """The first member of an archive whose bytes do not fit their checksum.
+
+    Damage where no value lies would not be seen otherwise.
+    """
+    if path.suffix != ".keras":
+        return None
+    with files.open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        return archive.testzip()
+
+
 def _changed(
     path: str, one: tuple[Path, TensorRecord], other: tuple[Path, TensorRecord]
 ) -> TensorChange | None:
@@ -245,7 +261,7 @@ def _digest(path: Path, record: TensorRecord) -> str | None:
 
 
 def _bytes_of(path: Path, record: TensorRecord) -> bytes | None:
-    if record.offset is None:
+    if record.offset is None or record.nbytes > _MAX_VALUES_BYTES:
         return None
     return _read(path, record.offset, record.nbytes)
 
@@ -258,11 +274,7 @@ def _member(path: Path, structure: FileStructure, name: str) -> bytes:
 
 def _read(path: Path, offset: int, length: int) -> bytes:
     with files.open_regular(path) as file:
-        file.seek(offset)
-        data = bytearray()
-        while len(data) < length and (more := file.read(length - len(data))):
-            data += more
-    return bytes(data)
+        return files.read_at(file, offset, length)
 
 
 def _form(record: TensorRecord | None) -> str:

@@ -11,20 +11,37 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import keras
 
-from keras_modelsec._core import keras_internals, keras_saving
+from keras_modelsec._core import keras_guard, keras_saving
 from keras_modelsec._core.checks import check_boolean
-from keras_modelsec.integrity import files
+from keras_modelsec._signing.secrets import Password
+from keras_modelsec._signing.trust import (
+    ANYBODY,
+    Anybody,
+    Threshold,
+    Trust,
+    TrustedKeys,
+    check_threshold,
+    load_trust,
+)
+from keras_modelsec._storage import files, publishing
+from keras_modelsec.errors import UnsafeModelError
+from keras_modelsec.integrity.contents.config_checks import check_allow
+from keras_modelsec.integrity.contents.hashing import Progress
+from keras_modelsec.integrity.contents.keras_archive import (
+    Permissions,
+    check_weights,
+    load_archive,
+)
 from keras_modelsec.integrity.encryption.encrypted_stream import (
     DecryptedReader,
     EncryptedFile,
     EncryptingWriter,
 )
-from keras_modelsec.integrity.encryption.file_encryption import ENCRYPTED_SUFFIX, Progress, new_file
-from keras_modelsec.integrity.encryption.gathered_file import GatheredFile
+from keras_modelsec.integrity.encryption.file_encryption import ENCRYPTED_SUFFIX
 from keras_modelsec.integrity.encryption.key_slots import (
     EncryptionKeys,
     Lock,
@@ -32,23 +49,13 @@ from keras_modelsec.integrity.encryption.key_slots import (
     locks_for,
     openers_for,
 )
-from keras_modelsec.integrity.errors import UnsafeModelError
-from keras_modelsec.integrity.keys.key_loading import TrustedKeys
-from keras_modelsec.integrity.keys.trust import load_trust
-from keras_modelsec.integrity.loaders.config_checks import check_allow
-from keras_modelsec.integrity.loaders.hdf5_checks import check_hdf5
-from keras_modelsec.integrity.loaders.keras_archive import Permissions, check_archive
-from keras_modelsec.integrity.loaders.zip_checks import Member, Section, read_members
-from keras_modelsec.integrity.secrets import Password
-from keras_modelsec.integrity.signatures.describing import Comparison
-from keras_modelsec.integrity.signatures.manifest import SINGLE_FILE, Manifest
-from keras_modelsec.integrity.signatures.verifying import check_model
+from keras_modelsec.integrity.signing.describing import Comparison
+from keras_modelsec.integrity.signing.verifying import check_model
+from keras_modelsec.integrity.statements.manifest import SINGLE_FILE, Manifest
 
 _MODEL = ".keras" + ENCRYPTED_SUFFIX
 _WEIGHTS = ".weights.h5" + ENCRYPTED_SUFFIX
-_ASSETS = "assets/"
 _MEMORY_FOLDER = "/dev/shm"
-_Result = TypeVar("_Result")
 
 
 def save_encrypted(model: keras.Model, path: "str | os.PathLike[str]", key: EncryptionKeys) -> Path:
@@ -56,8 +63,10 @@ def save_encrypted(model: keras.Model, path: "str | os.PathLike[str]", key: Encr
 
     What Keras would write to a file is encrypted in memory, with AES-256-GCM in chunks of 1 MiB
     under a new key, which is wrapped for each of `key`. The file appears at `path` whole or not at
-    all, and replaces what is there. It needs memory for one copy of the weights. Memory can be
-    swapped to a disk by the system; encrypt the swap space, or have none.
+    all, and replaces what is there. Weights on the CPU are not copied for it. Memory can be
+    swapped to a disk by the system; encrypt the swap space, or have none. Vocabularies of layers
+    pass through a folder of this user's alone in /dev/shm, which is in memory; a process that is
+    killed with SIGKILL meanwhile leaves it there (`keras-modelsec-*`) until it is deleted.
 
     The size of the model and how many keys open it stay visible. Encryption does not say who saved
     a model: anybody can encrypt for a public key. Sign the file too, with `sign`, and load it with
@@ -66,8 +75,8 @@ def save_encrypted(model: keras.Model, path: "str | os.PathLike[str]", key: Encr
     Args:
         model: A built model.
         path: Ends in ".keras.enc" (the whole model) or ".weights.h5.enc" (its weights).
-        key: For whom: the path of a public key (`ms.integrity.generate_encryption_keys`), or its
-            PEM; an `ms.integrity.Passphrase`; a key of 32 bytes, or a callable that gives it (as
+        key: For whom: the path of a public key (`ms.encryption.generate_encryption_keys`), or its
+            PEM; an `ms.encryption.Passphrase`; a key of 32 bytes, or a callable that gives it (as
             bytes, or as text in base64); or a list of up to 64 of these.
 
     Returns:
@@ -82,34 +91,31 @@ def save_encrypted(model: keras.Model, path: "str | os.PathLike[str]", key: Encr
 
     Example:
     ```python
-    ms.integrity.generate_encryption_keys("alice.key", "alice.pub")
+    ms.encryption.generate_encryption_keys("alice.key", "alice.pub")
     ms.save_encrypted(model, "model.keras.enc", "alice.pub")
-    model = ms.load_encrypted("model.keras.enc", "alice.key")
+    ms.sign("model.keras.enc", "owner.pem")
+    model = ms.load_encrypted("model.keras.enc", "alice.key", trusted_keys="owner.pub")
     ```
     """
     target = files.absolute_path(path)
     _check_ending(target, (_MODEL, _WEIGHTS))
-    files.check_target(target)
-    locks = locks_for(key)
-    with new_file(target, overwrite=True) as file:
-        _write(model, target.name, file, locks)
+    publishing.check_target(target)
+    write = _hold(model, target.name, locks_for(key))
+    with publishing.published(target) as file:
+        write(file)
     return target
 
 
-def write_encrypted(
-    model: keras.Model, path: "str | os.PathLike[str]", locks: Sequence[Lock]
-) -> None:
-    """Writes an encrypted model to a new file, for who sees to the rest: sync, rename, signature.
+def hold_encrypted(model: keras.Model, path: Path, locks: Sequence[Lock]) -> Callable[[], None]:
+    """Keeps a model as it is now; returns what writes it to a new file, once, in any thread."""
+    _check_ending(path, (_MODEL, _WEIGHTS))
+    write = _hold(model, path.name, locks)
 
-    Args:
-        model: A built model.
-        path: Ends as for `save_encrypted`; nothing may be there.
-        locks: From `locks_for`.
-    """
-    place = files.absolute_path(path)
-    _check_ending(place, (_MODEL, _WEIGHTS))
-    with open(place, "xb", buffering=0) as file:
-        _write(model, place.name, file, locks)
+    def later() -> None:
+        with open(path, "xb", buffering=0) as file:
+            write(file)
+
+    return later
 
 
 def load_encrypted(
@@ -117,11 +123,13 @@ def load_encrypted(
     key: EncryptionKeys,
     *,
     password: Password = None,
-    trusted_keys: "TrustedKeys | None" = None,
+    trusted_keys: "TrustedKeys | Anybody | None" = None,
+    threshold: Threshold = 1,
+    expected_name: str | None = None,
     custom_objects: Mapping[str, Any] | None = None,
     compile: bool = True,
     allow: Collection[str] = (),
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> keras.Model:
     """Loads an encrypted model, which is decrypted into memory only.
 
@@ -130,16 +138,20 @@ def load_encrypted(
     takes the model's own memory and some MiB, also for models larger than half of it. A file that
     changes meanwhile is refused.
 
-    Without `trusted_keys`, what is loaded is what somebody encrypted for this key, whoever it was:
-    for a public key that can be anybody, for a passphrase anybody who knows it. With them, the
-    encrypted file must carry its owner's signature (`ms.sign("model.keras.enc", "owner.pem")`).
+    Encryption says for whom a file is, not from whom: for a public key anybody can encrypt, for a
+    passphrase anybody who knows it. So the encrypted file must carry its owner's signature
+    (`ms.sign("model.keras.enc", "owner.pem")`), by one of `trusted_keys`; to load what anybody may
+    have made, say `trusted_keys=ms.trust.ANYBODY`.
 
     Args:
         path: A file that ends in ".keras.enc", made by `save_encrypted` or `encrypt_file`.
-        key: The path of a private key, or its PEM; an `ms.integrity.Passphrase`; a key of 32 bytes,
-            or a callable that gives it; or a list of these, which are tried in order.
+        key: The path of a private key, or its PEM; an `ms.encryption.Passphrase`; a key of 32
+            bytes, or a callable that gives it; or a list of these, which are tried in order.
         password: What the private key is wrapped under: str, bytes or a callable. Default None.
-        trusted_keys: As in `verify`: who must have signed the encrypted file. Default: nobody.
+        trusted_keys: As in `verify`: who must have signed the encrypted file; or
+            `ms.trust.ANYBODY`. One of them must be said: there is no default.
+        threshold: As in `verify`: how many of `trusted_keys` must have, or "all". Default 1.
+        expected_name: The name it must have been signed under, as in `verify`. Default None: any.
         custom_objects: As in `keras.models.load_model`. This package's classes need no mention.
         compile: Whether to compile the model as it was saved. Default True.
         allow: Code-carrying parts the model may have, as in `load_verified_model`. Default: none.
@@ -150,10 +162,11 @@ def load_encrypted(
 
     Raises:
         DecryptionError: A SignatureError: if the file was altered or cut, or no key opens it.
-        SignatureError: As `verify` raises it, if `trusted_keys` are given.
+        SignatureError: As `verify` raises it.
         KeyFormatError: If a key cannot be used; WrongPasswordError if its password is the reason.
         UnsafeModelError: As `load_verified_model` raises it.
-        ValueError: If `path` has another ending, or Keras refuses the contents.
+        ValueError: If `trusted_keys` is not given, `path` has another ending, or Keras refuses the
+            contents.
         OSError: If the file cannot be read.
 
     Example:
@@ -163,24 +176,17 @@ def load_encrypted(
     """
     check_boolean("compile", compile)
     permissions = Permissions(check_allow(allow), dict(custom_objects or {}))
-    with _opened(path, (_MODEL,), key, password, trusted_keys, progress) as (reader, shown):
-        found = _named(shown, lambda: check_archive(reader, permissions))
-        members = {member.name: member for member in read_members(reader)}
-        config = _read(reader, members["config.json"]).decode("utf-8")
-        with contextlib.ExitStack() as stack:
-            folder = _unpack_assets(reader, members.values(), stack)
-            return _by_keras(
-                reader,
-                shown,
-                lambda: keras_saving.read_archive(
-                    config,
-                    Section(reader, members["model.weights.h5"]),
-                    folder,
-                    custom_objects=custom_objects,
-                    compile=compile,
-                    safe_mode=not found,
-                ),
-            )
+    trust = _trust(trusted_keys, threshold, expected_name)
+    source = _opened(path, (_MODEL,), key, password, trust, expected_name, progress)
+    with source as (reader, shown), contextlib.ExitStack() as stack:
+        return load_archive(
+            reader,
+            shown,
+            permissions,
+            functools.partial(_folder_in_memory, stack),
+            compile=compile,
+            failure=lambda: reader.failure,
+        )
 
 
 def load_encrypted_weights(
@@ -189,8 +195,10 @@ def load_encrypted_weights(
     key: EncryptionKeys,
     *,
     password: Password = None,
-    trusted_keys: "TrustedKeys | None" = None,
-    progress: Progress | None = None,
+    trusted_keys: "TrustedKeys | Anybody | None" = None,
+    threshold: Threshold = 1,
+    expected_name: str | None = None,
+    progress: Progress = None,
 ) -> None:
     """Loads a model's weights from an encrypted file, which is decrypted into memory only.
 
@@ -200,41 +208,70 @@ def load_encrypted_weights(
         key: As in `load_encrypted`.
         password: As in `load_encrypted`.
         trusted_keys: As in `load_encrypted`.
+        threshold: As in `load_encrypted`.
+        expected_name: As in `load_encrypted`.
         progress: As in `load_encrypted`.
 
     Raises:
         DecryptionError: A SignatureError: if the file was altered or cut, or no key opens it.
         SignatureError, KeyFormatError, UnsafeModelError, OSError: As `load_encrypted` raises them.
-        ValueError: If `path` has another ending, or the weights do not fit.
+        ValueError: If `trusted_keys` is not given, `path` has another ending, or the weights do
+            not fit.
 
     Example:
     ```python
     ms.save_encrypted(model, "best.weights.h5.enc", "alice.pub")
-    ms.load_encrypted_weights(model, "best.weights.h5.enc", "alice.key")
+    ms.load_encrypted_weights(
+        model, "best.weights.h5.enc", "alice.key", trusted_keys=ms.trust.ANYBODY
+    )
     ```
     """
     endings = (_WEIGHTS, _MODEL)
-    with _opened(path, endings, key, password, trusted_keys, progress) as (reader, shown):
-        weights: Any = reader
-        if shown.name.endswith(_MODEL):
-            _named(shown, lambda: check_archive(reader, Permissions(weights_only=True)))
-            members = {member.name: member for member in read_members(reader)}
-            weights = Section(reader, members["model.weights.h5"])
-        else:
-            _named(shown, lambda: check_hdf5(reader))
-        _by_keras(reader, shown, lambda: keras_saving.read_weights(model, weights))
+    trust = _trust(trusted_keys, threshold, expected_name)
+    source = _opened(path, endings, key, password, trust, expected_name, progress)
+    with source as (reader, shown):
+        weights = check_weights(reader, shown)
+        keras_guard.by_keras(
+            shown, lambda: keras_saving.read_weights(model, weights), lambda: reader.failure
+        )
 
 
-def _write(model: keras.Model, name: str, file: BinaryIO, locks: Sequence[Lock]) -> None:
-    with EncryptingWriter(file, locks) as writer, contextlib.ExitStack() as stack:
+def _hold(model: keras.Model, name: str, locks: Sequence[Lock]) -> Callable[[BinaryIO], None]:
+    with contextlib.ExitStack() as stack:
         if name.endswith(_WEIGHTS):
-            keras_saving.write_weights(model, writer)
+            held = keras_saving.hold_weights(model)
         else:
-            archive = GatheredFile()
-            keras_saving.write_archive(model, archive, functools.partial(_folder_in_memory, stack))
-            for part in archive.parts():
+            held = keras_saving.hold_archive(model, functools.partial(_folder_in_memory, stack))
+        rest = stack.pop_all()
+
+    def write(file: BinaryIO) -> None:
+        with rest, EncryptingWriter(file, locks) as writer:
+            for part in held().parts():
                 writer.write(part)
-        writer.finish()
+            writer.finish()
+
+    return write
+
+
+def _trust(
+    trusted_keys: "TrustedKeys | Anybody | None", threshold: Threshold, expected_name: str | None
+) -> Trust | None:
+    """Encryption says for whom a file is and not from whom; that must be said, or waived."""
+    if trusted_keys is None:
+        raise ValueError(
+            "`trusted_keys` must say who must have signed the encrypted file. Received: None. "
+            "Encryption alone does not say who made it: pass the owner's public key, or "
+            "keras_modelsec.trust.ANYBODY to load it whoever made it."
+        )
+    if not isinstance(trusted_keys, Anybody):
+        return load_trust(trusted_keys, threshold=threshold)
+    if expected_name is not None or check_threshold(threshold) != 1:
+        raise ValueError(
+            "`expected_name` and `threshold` must be given with `trusted_keys`, which alone vouch "
+            f"for a name. Received: expected_name={expected_name!r}, threshold={threshold!r}, "
+            f"trusted_keys={ANYBODY!r}."
+        )
+    return None
 
 
 @contextlib.contextmanager
@@ -243,19 +280,20 @@ def _opened(
     endings: tuple[str, ...],
     key: EncryptionKeys,
     password: Password,
-    trusted_keys: "TrustedKeys | None",
-    progress: Progress | None,
+    trust: Trust | None,
+    expected_name: str | None,
+    progress: Progress,
 ) -> Iterator[tuple[Any, Path]]:
     """Yields the plaintext as a file, of which every byte has authenticated, and the path."""
     shown = files.absolute_path(path)
     _check_ending(shown, endings)
-    _refuse_unsafe_mode()
+    keras_guard.refuse_unsafe_mode()
     openers = openers_for(key, password)
     with contextlib.ExitStack() as stack:
-        if trusted_keys is None:
+        if trust is None:
             reader = _authenticate(shown, openers, stack, None, progress)
         else:
-            reader = _verify_and_authenticate(shown, openers, stack, trusted_keys, progress)
+            reader = _verify_and_authenticate(shown, openers, stack, trust, expected_name, progress)
         yield reader, shown
 
 
@@ -264,7 +302,7 @@ def _authenticate(
     openers: Sequence[Opener],
     stack: contextlib.ExitStack,
     on_bytes: Callable[[Any], Any] | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> DecryptedReader:
     file = stack.enter_context(files.open_regular(path))
     encrypted = EncryptedFile(file, openers, str(path))
@@ -275,8 +313,9 @@ def _verify_and_authenticate(
     path: Path,
     openers: Sequence[Opener],
     stack: contextlib.ExitStack,
-    trusted_keys: TrustedKeys,
-    progress: Progress | None,
+    trust: Trust,
+    expected_name: str | None,
+    progress: Progress,
 ) -> DecryptedReader:
     """As `_authenticate`, of bytes that are also the signed ones."""
     readers: list[DecryptedReader] = []
@@ -286,27 +325,8 @@ def _verify_and_authenticate(
         readers.append(_authenticate(path, openers, stack, digest.update, progress))
         return Comparison(Manifest(path.name, {SINGLE_FILE: digest.hexdigest()}), {})
 
-    check_model(path, load_trust(trusted_keys), read_model, None)
+    check_model(path, trust, read_model, None, expected_name)
     return readers[-1]
-
-
-def _read(reader: BinaryIO, member: Member) -> bytes:
-    return bytes(Section(reader, member).read(member.size))
-
-
-def _unpack_assets(
-    reader: BinaryIO, members: Collection[Member], stack: contextlib.ExitStack
-) -> str | None:
-    """A folder in memory with the files of layers, or None if there are none."""
-    assets = [member for member in members if member.name.startswith(_ASSETS)]
-    if not assets:
-        return None
-    folder = _folder_in_memory(stack)
-    for member in assets:  # `read_members` has seen to it that no name leads outside
-        place = Path(folder, member.name.removeprefix(_ASSETS))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(_read(reader, member))
-    return folder
 
 
 def _folder_in_memory(stack: contextlib.ExitStack) -> str:
@@ -337,38 +357,3 @@ def _check_ending(path: Path, endings: tuple[str, ...]) -> None:
             f"`path` must end in {' or '.join(endings)}. Received: {str(path)!r}. "
             "Other files are encrypted by encrypt_file, and decrypted by decrypt_file."
         )
-
-
-def _refuse_unsafe_mode() -> None:
-    if keras_internals.is_unsafe_deserialization_enabled():
-        raise UnsafeModelError(
-            "Unsafe deserialization must be off while a model is loaded. Received: it is enabled "
-            "(keras.config.enable_unsafe_deserialization or SafeModeScope(False)), and would "
-            "override safe_mode=True. Do not enable it in a process that loads models."
-        )
-
-
-def _named(shown: Path, check: Callable[[], _Result]) -> _Result:
-    try:
-        return check()
-    except UnsafeModelError as error:
-        error.args = (f"{str(shown)!r}: {error}",)
-        raise
-
-
-def _by_keras(reader: DecryptedReader, shown: Path, load: Callable[[], _Result]) -> _Result:
-    """What Keras loads; its own refusals as they are, all other failures under one name."""
-    try:
-        result = load()
-    except (ValueError, TypeError, NotImplementedError, ImportError):
-        if reader.failure is None:
-            raise
-    except Exception as error:
-        if reader.failure is None:
-            raise UnsafeModelError(
-                f"A model must be one that Keras can load. Received: {str(shown)!r}, on which it "
-                f"failed with {type(error).__name__}: {str(error)[:500]}"
-            ) from error
-    if reader.failure is not None:
-        raise reader.failure
-    return result

@@ -21,6 +21,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from keras_modelsec._storage.files import fill, read_up_to
+from keras_modelsec._storage.seekable_readers import SeekableReader
+from keras_modelsec._storage.write_behind import WriteBehind, write_all
+from keras_modelsec.errors import DecryptionError
 from keras_modelsec.integrity.encryption import encryption_format
 from keras_modelsec.integrity.encryption.encryption_format import (
     COMMITMENT_BYTES,
@@ -31,8 +35,6 @@ from keras_modelsec.integrity.encryption.encryption_format import (
     parse_header,
 )
 from keras_modelsec.integrity.encryption.key_slots import Lock, Opener, open_slots
-from keras_modelsec.integrity.encryption.write_behind import WriteBehind, write_all
-from keras_modelsec.integrity.errors import DecryptionError
 
 _INFO = b"keras_modelsec encrypted file v1"
 _PREFIX_BYTES = 7
@@ -157,7 +159,7 @@ class EncryptedFile:
         self._file = file
         self._name = name
         try:
-            head = _read_up_to(file, MOST_HEADER_BYTES)
+            head = read_up_to(file, MOST_HEADER_BYTES)
             header = parse_header(head)
             self._keys = _Keys.derive(open_slots(header.slots, openers), header.bound)
             if not hmac.compare_digest(self._keys.commitment, header.commitment):
@@ -223,12 +225,8 @@ class EncryptedFile:
         start = index * self._whole
         view = self._sealed[: min(self._whole, self._body - start)]
         self._file.seek(self._start + start)
-        filled = 0
-        while filled < len(view):
-            count = self._file.readinto(view[filled:])  # type: ignore[attr-defined]
-            if not count:
-                self._fail("became shorter while it was read")
-            filled += count
+        if fill(view, self._file) != len(view):
+            self._fail("became shorter while it was read")
         return view
 
     def _open(self, index: int, sealed: memoryview, buffer: memoryview) -> memoryview:
@@ -249,7 +247,7 @@ class EncryptedFile:
         )
 
 
-class DecryptedReader(io.RawIOBase):
+class DecryptedReader(SeekableReader):
     """The plaintext of an encrypted file as a seekable file, decrypted as it is read.
 
     Made only when every chunk has authenticated, in order and to the end. It needs memory for some
@@ -274,12 +272,11 @@ class DecryptedReader(io.RawIOBase):
         on_bytes: Callable[[Any], Any] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ):
-        super().__init__()
+        super().__init__(file.size)
         self.failure: DecryptionError | None = None
         self._file = file
         self._own = AESGCM(os.urandom(32))
         self._cache: OrderedDict[int, bytes] = OrderedDict()
-        self._position = 0
         self._marks: list[bytes] = []
         if on_bytes is not None:
             on_bytes(file.header)
@@ -298,37 +295,14 @@ class DecryptedReader(io.RawIOBase):
     def _mark(self, index: int, sealed: memoryview) -> bytes:
         return self._own.encrypt(index.to_bytes(12, "big"), b"", sealed)
 
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """The position in the plaintext."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Sets the position in the plaintext."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"A position must not be negative. Received: {base + offset}.")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills `buffer` from the position, all of it unless the plaintext ends before."""
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._file.size - self._position))
+    def read_at(self, place: int, view: memoryview) -> int:
+        """Fills `view` with the plaintext from `place` on."""
         done = 0
-        while done < count:
-            index, offset = divmod(self._position, self._file.chunk_bytes)
-            piece = memoryview(self._chunk(index))[offset : offset + count - done]
+        while done < len(view):
+            index, offset = divmod(place + done, self._file.chunk_bytes)
+            piece = memoryview(self._chunk(index))[offset : offset + len(view) - done]
             view[done : done + len(piece)] = piece
             done += len(piece)
-            self._position += len(piece)
         return done
 
     def _chunk(self, index: int) -> bytes:
@@ -354,11 +328,3 @@ class DecryptedReader(io.RawIOBase):
         if len(self._cache) > _CACHED_CHUNKS:
             self._cache.popitem(last=False)
         return plain
-
-
-def _read_up_to(file: BinaryIO, size: int) -> bytes:
-    parts, left = [], size
-    while left and (part := file.read(left)):
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)

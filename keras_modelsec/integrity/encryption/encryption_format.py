@@ -6,7 +6,7 @@ Owns the layout and every check that needs no key. Pure: no file, no key and no 
 import struct
 from dataclasses import dataclass
 
-from keras_modelsec.integrity.errors import DecryptionError
+from keras_modelsec.errors import DecryptionError
 
 MAGIC = b"MSENC\r\n\x1a"
 VERSION = 1

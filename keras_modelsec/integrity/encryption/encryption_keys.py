@@ -9,19 +9,17 @@ import contextlib
 import hashlib
 import os
 import re
-from pathlib import Path
 from typing import Any, NoReturn
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 
 from keras_modelsec._core.checks import check_boolean
-from keras_modelsec.integrity import files
+from keras_modelsec._signing.key_files import KeyPair, new_pair, write_pair
+from keras_modelsec._signing.key_wrapping import unwrap, wrap
+from keras_modelsec._signing.secrets import Password, resolve_password
+from keras_modelsec.errors import KeyFormatError, WrongPasswordError
 from keras_modelsec.integrity.encryption import encryption_format
 from keras_modelsec.integrity.encryption.encryption_format import Slot
-from keras_modelsec.integrity.errors import KeyFormatError, WrongPasswordError
-from keras_modelsec.integrity.keys.keys import KeyPair
-from keras_modelsec.integrity.keys.passphrase import unwrap, wrap
-from keras_modelsec.integrity.secrets import Password, resolve_password
 
 _INFO = b"keras_modelsec encrypted file v1"
 _PURPOSE = b"keras_modelsec encryption private key"
@@ -158,7 +156,7 @@ class EncryptionPrivateKey:
             raise WrongPasswordError(
                 "`password` must be given for an encrypted private key, and for no other. "
                 f"Received: {given}. Pass the password, a callable or "
-                "keras_modelsec.integrity.EnvironmentVariable(name)."
+                "keras_modelsec.trust.EnvironmentVariable(name)."
             )
         if password is not None:
             data = unwrap(data, password, purpose=_PURPOSE)
@@ -220,45 +218,17 @@ def generate_encryption_keys(
 
     Example:
     ```python
-    ms.integrity.generate_encryption_keys("alice.key", "alice.pub")
+    ms.encryption.generate_encryption_keys("alice.key", "alice.pub")
     ms.save_encrypted(model, "model.keras.enc", "alice.pub")
     ```
 
     Reference: draft-connolly-cfrg-xwing-kem; RFC 9180 (HPKE).
     """
     check_boolean("overwrite", overwrite)
-    private = files.absolute_path(private_path)
-    public = files.absolute_path(public_path) if public_path else private.with_suffix(".pub")
-    if private == public:
-        raise ValueError(
-            "`public_path` must differ from `private_path`. Received: "
-            f"{str(public)!r} for both. Name the public key's file."
-        )
-    for path in (private, public):
-        if not overwrite and os.path.lexists(path):
-            raise FileExistsError(
-                f"A key file must not exist yet. Received: {str(path)!r}, which does. Choose "
-                "another name, or pass overwrite=True (on the command line, --force) to lose the "
-                "old key and what it opens."
-            )
-        files.check_target(path)
+    pair = new_pair(private_path, public_path, overwrite)
     key = EncryptionPrivateKey.generate()
-    _write_pair(key, private, public, resolve_password(password), overwrite)
-    return KeyPair(private, public)
-
-
-def _write_pair(
-    key: EncryptionPrivateKey, private: Path, public: Path, password: bytes | None, overwrite: bool
-) -> None:
-    pem = key.to_pem(password)
-    files.write_atomically(private, pem, mode=0o600, overwrite=overwrite)
-    try:
-        files.write_atomically(public, key.public_key.pem, mode=0o644, overwrite=overwrite)
-    except BaseException:
-        if not overwrite:
-            with contextlib.suppress(OSError):
-                private.unlink()  # half a pair is of no use and would block the next attempt
-        raise
+    write_pair(pair, key.to_pem(resolve_password(password)), key.public_key.pem, overwrite)
+    return pair
 
 
 def _suite() -> Any:
@@ -311,5 +281,5 @@ def _from_pem(pem: bytes) -> tuple[str, bytes]:
 
 
 def _refuse(rule: str, received: str, remedy: str = "") -> NoReturn:
-    remedy = remedy or "Make a pair with keras_modelsec.integrity.generate_encryption_keys."
+    remedy = remedy or "Make a pair with keras_modelsec.encryption.generate_encryption_keys."
     raise KeyFormatError(f"A key for encryption must {rule}. Received: {received}. {remedy}")

@@ -1,25 +1,21 @@
 """Encrypts and decrypts files of any size, in constant memory, whole or not at all."""
 
-import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from keras_modelsec._core.checks import check_boolean
-from keras_modelsec.integrity import files
+from keras_modelsec._signing.secrets import Password
+from keras_modelsec._storage import files, publishing
+from keras_modelsec._storage.write_behind import WriteBehind
+from keras_modelsec.integrity.contents.hashing import Progress
 from keras_modelsec.integrity.encryption import encryption_format
 from keras_modelsec.integrity.encryption.encrypted_stream import EncryptedFile, EncryptingWriter
 from keras_modelsec.integrity.encryption.key_slots import EncryptionKeys, locks_for, openers_for
-from keras_modelsec.integrity.encryption.write_behind import WriteBehind
-from keras_modelsec.integrity.secrets import Password
-from keras_modelsec.integrity.signatures.signed_saving import staging_folder
 
 ENCRYPTED_SUFFIX = ".enc"
 _READ_BYTES = encryption_format.CHUNK_BYTES
-
-Progress = Callable[[int, int], None]
 
 
 def encrypt_file(
@@ -28,7 +24,7 @@ def encrypt_file(
     output: "str | os.PathLike[str] | None" = None,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Encrypts a file of any size, in constant memory.
 
@@ -55,19 +51,24 @@ def encrypt_file(
     Raises:
         KeyFormatError: If a key cannot be used.
         FileExistsError: If `output` exists and `overwrite` is False.
-        UnsafePathError: If `path` is a symbolic link or special file.
+        UnsafePathError: If `path` is a symbolic link or special file, or, in a shared folder such
+            as /tmp, another user's file.
         OSError: If a file cannot be read or written; nothing is left of the attempt then.
 
     Example:
     ```python
-    ms.integrity.encrypt_file("model.keras", ms.integrity.Passphrase(getpass.getpass))
+    ms.encryption.encrypt_file("model.keras", ms.encryption.Passphrase(getpass.getpass))
     ```
     """
     source = files.absolute_path(path)
     target = files.absolute_path(output) if output else _with_suffix(source)
     _check_places(source, target, overwrite)
+    files.check_no_strangers(source)
     locks = locks_for(key)
-    with files.open_regular(source) as plain, new_file(target, overwrite) as file:
+    with (
+        files.open_regular(source) as plain,
+        publishing.published(target, overwrite=overwrite) as file,
+    ):
         total = os.fstat(plain.fileno()).st_size
         buffer, done = memoryview(bytearray(_READ_BYTES)), 0
         with EncryptingWriter(file, locks) as writer:
@@ -87,7 +88,7 @@ def decrypt_file(
     *,
     password: Password = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Decrypts a file of any size, in constant memory; the result appears when all is authentic.
 
@@ -118,7 +119,7 @@ def decrypt_file(
 
     Example:
     ```python
-    ms.integrity.decrypt_file("model.keras.enc", "alice.key", "copy.keras")
+    ms.encryption.decrypt_file("model.keras.enc", "alice.key", "copy.keras")
     ```
     """
     source = files.absolute_path(path)
@@ -127,32 +128,12 @@ def decrypt_file(
     openers = openers_for(key, password)
     with files.open_regular(source) as encrypted:
         opened = EncryptedFile(encrypted, openers, str(source))
-        with new_file(target, overwrite, mode=0o600) as file:
+        with publishing.published(target, mode=0o600, overwrite=overwrite) as file:
             _decrypt_to(file, opened, progress)
     return target
 
 
-@contextlib.contextmanager
-def new_file(target: Path, overwrite: bool, *, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """A file to write to, which is put at `target` when all went well, and vanishes otherwise.
-
-    Args:
-        target: An absolute path; its folder must exist.
-        overwrite: Whether an existing file is replaced.
-        mode: The permissions, less what the process's umask takes away.
-    """
-    with staging_folder(target.parent) as folder:
-        staged = folder / target.name
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(staged, flags | getattr(os, "O_CLOEXEC", 0), mode)
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            yield file
-            os.fsync(file.fileno())
-        _publish(staged, target, overwrite)
-    files.sync_folder(target.parent)
-
-
-def _decrypt_to(file: BinaryIO, opened: EncryptedFile, progress: Progress | None) -> None:
+def _decrypt_to(file: BinaryIO, opened: EncryptedFile, progress: Progress) -> None:
     out, done = WriteBehind(file, opened.chunk_bytes), 0
     buffers: list[memoryview] = []
 
@@ -171,20 +152,6 @@ def _decrypt_to(file: BinaryIO, opened: EncryptedFile, progress: Progress | None
         out.close()
 
 
-def _publish(staged: Path, target: Path, overwrite: bool) -> None:
-    if not overwrite:
-        try:
-            os.link(staged, target)  # fails if `target` exists, where a rename would replace it
-        except FileExistsError:
-            raise _exists(target) from None
-        except OSError:  # a file system without hard links
-            if os.path.lexists(target):
-                raise _exists(target) from None
-        else:
-            return
-    os.replace(staged, target)
-
-
 def _check_places(source: Path, target: Path, overwrite: bool) -> None:
     if files.kind_of(source) != "file":
         raise IsADirectoryError(
@@ -195,17 +162,8 @@ def _check_places(source: Path, target: Path, overwrite: bool) -> None:
     if source == target:
         raise ValueError(f"`output` must differ from `path`. Received: {str(target)!r} for both.")
     if not check_boolean("overwrite", overwrite) and os.path.lexists(target):
-        raise _exists(target)
-    files.check_target(target)
-
-
-def _exists(target: Path) -> FileExistsError:
-    return FileExistsError(
-        errno.EEXIST,
-        "`output` must not exist yet; name another, or pass overwrite=True (on the command line, "
-        "--force) to replace it",
-        str(target),
-    )
+        raise publishing.already_there(target)
+    publishing.check_target(target)
 
 
 def _with_suffix(source: Path) -> Path:

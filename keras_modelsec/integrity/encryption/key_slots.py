@@ -15,15 +15,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from keras_modelsec._signing import key_wrapping
+from keras_modelsec._signing.secrets import Password, resolve_password
+from keras_modelsec.errors import DecryptionError, KeyFormatError, WrongPasswordError
 from keras_modelsec.integrity.encryption import encryption_format
 from keras_modelsec.integrity.encryption.encryption_format import MOST_PASSPHRASES, MOST_SLOTS, Slot
 from keras_modelsec.integrity.encryption.encryption_keys import (
     EncryptionPrivateKey,
     EncryptionPublicKey,
 )
-from keras_modelsec.integrity.errors import DecryptionError, KeyFormatError, WrongPasswordError
-from keras_modelsec.integrity.keys import passphrase
-from keras_modelsec.integrity.secrets import Password, resolve_password
 
 _RAW_KEY_BYTES = 32
 _SALT_BYTES = 16
@@ -58,7 +58,7 @@ class Passphrase:
 
     Args:
         source: str, bytes, or a callable that returns one of them when it is needed, such as
-            `getpass.getpass` or `ms.integrity.EnvironmentVariable("NAME")`.
+            `getpass.getpass` or `ms.trust.EnvironmentVariable("NAME")`.
 
     Raises:
         TypeError: If it is anything else.
@@ -66,7 +66,7 @@ class Passphrase:
 
     Example:
     ```python
-    ms.save_encrypted(model, "model.keras.enc", ms.integrity.Passphrase(getpass.getpass))
+    ms.save_encrypted(model, "model.keras.enc", ms.encryption.Passphrase(getpass.getpass))
     ```
     """
 
@@ -92,17 +92,14 @@ class Passphrase:
 
     def seal(self, data_key: bytes) -> Slot:
         """Wraps a data key."""
-        body = passphrase.wrap(data_key, self._bytes(), purpose=_PASSPHRASE_PURPOSE)
+        body = key_wrapping.wrap(data_key, self._bytes(), purpose=_PASSPHRASE_PURPOSE)
         return Slot(encryption_format.PASSPHRASE, body)
 
     def open(self, body: bytes) -> bytes | None:
         """The data key in a slot, or None if the passphrase is another."""
+        _cost_of(body)
         try:
-            passphrase.check_blob(body)
-        except KeyFormatError as error:
-            raise DecryptionError(f"An encrypted file's key slot is malformed: {error}") from None
-        try:
-            return passphrase.unwrap(body, self._bytes(), purpose=_PASSPHRASE_PURPOSE)
+            return key_wrapping.unwrap(body, self._bytes(), purpose=_PASSPHRASE_PURPOSE)
         except WrongPasswordError:
             return None
 
@@ -199,8 +196,11 @@ def open_slots(slots: Sequence[Slot], openers: Sequence[Opener]) -> bytes:
     """The data key of a file.
 
     Raises:
-        DecryptionError: If none of the openers opens one of the slots.
+        DecryptionError: If none of the openers opens one of the slots, or there are passphrases
+            among them and the slots for these ask for too much work in all.
     """
+    if any(opener.kind == encryption_format.PASSPHRASE for opener in openers):
+        _check_cost(slots)
     for opener in openers:
         for slot in slots:
             if slot.kind == opener.kind:
@@ -211,6 +211,25 @@ def open_slots(slots: Sequence[Slot], openers: Sequence[Opener]) -> bytes:
         "The key must be one the file was encrypted for. Received: another, and the file opens "
         f"with {describe_slots(slots)}; or its header was altered. Nothing was decrypted."
     )
+
+
+def _check_cost(slots: Sequence[Slot]) -> None:
+    """Bounds what all slots together cost, before any is tried: four that are written here."""
+    bodies = [slot.body for slot in slots if slot.kind == encryption_format.PASSPHRASE]
+    cost = sum(map(_cost_of, bodies))
+    if cost > key_wrapping.MOST_COST:
+        raise DecryptionError(
+            f"An encrypted file's passphrases must cost at most {key_wrapping.MOST_COST} KiB of "
+            f"memory times passes in all. Received: {len(bodies)} that cost {cost}. The file was "
+            "made to keep its reader busy, or by another program: open it with a key."
+        )
+
+
+def _cost_of(body: bytes) -> int:
+    try:
+        return key_wrapping.cost_of(body)
+    except KeyFormatError as error:
+        raise DecryptionError(f"An encrypted file's key slot is malformed: {error}") from None
 
 
 def describe_slots(slots: Sequence[Slot]) -> str:
@@ -280,10 +299,10 @@ def _read(source: "str | os.PathLike[str]") -> bytes:
     raise kind(
         f"`key` must be the path of a key file that can be read, if it is text. Received: "
         f"{repr(shown) if is_path else 'a text'} ({reason}). For a passphrase, pass "
-        "keras_modelsec.integrity.Passphrase(...)."
+        "keras_modelsec.encryption.Passphrase(...)."
     )
 
 
 def _refuse(rule: str, received: str, remedy: str = "") -> NoReturn:
-    remedy = remedy or "For a passphrase, pass keras_modelsec.integrity.Passphrase(...)."
+    remedy = remedy or "For a passphrase, pass keras_modelsec.encryption.Passphrase(...)."
     raise KeyFormatError(f"Keys for encryption must {rule}. Received: {received}. {remedy}")

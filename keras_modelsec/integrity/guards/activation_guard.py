@@ -187,7 +187,7 @@ def activation_reports(model: keras.Model) -> list[ActivationReport]:
     ```python
     guarded = ms.guard_activations(model, x_train)
     guarded.predict(x_test, verbose=0)
-    print(sum(report.violations for report in ms.integrity.activation_reports(guarded)))
+    print(sum(report.violations for report in ms.guards.activation_reports(guarded)))
     ```
     """
     return [guard.report() for guard in guards_of(model)]

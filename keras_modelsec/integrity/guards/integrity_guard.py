@@ -9,12 +9,12 @@ from typing import Any
 import keras
 
 from keras_modelsec._core import checks
-from keras_modelsec.integrity.errors import TamperedWeightsError
+from keras_modelsec._signing.trust import Threshold, TrustedKeys
+from keras_modelsec.errors import TamperedWeightsError
 from keras_modelsec.integrity.guards.activation_guard import guards_of
-from keras_modelsec.integrity.guards.pace import Pace
 from keras_modelsec.integrity.guards.weight_monitor import WeightMonitor, check_policy
 from keras_modelsec.integrity.guards.weight_reference import Reference, SeenWeights, SignedWeights
-from keras_modelsec.integrity.keys.key_loading import TrustedKeys
+from keras_modelsec.integrity.guards.weight_scanner import Pace
 
 
 class IntegrityGuard(keras.callbacks.Callback):
@@ -46,6 +46,10 @@ class IntegrityGuard(keras.callbacks.Callback):
             (`NAME.modelsec.json`) beside it: live weights must be the signed ones. Default None:
             each weight is trusted as it is when the guard first sees it, until `reset`.
         trusted_keys: As in `ms.verify`; needed with a path, refused without.
+        expected_name: As in `ms.verify`: the name the reference must have been signed under.
+            Default None: any.
+        threshold: As in `ms.verify`: how many of `trusted_keys` must have signed, or "all".
+            Default 1.
         on_mismatch: "raise" (default): a `TamperedWeightsError`. "restore": the weight is set to
             the signed value (read from the signed file again and compared with its digest), or to
             a copy made at the beginning with `reference=None` (which takes memory for all constant
@@ -95,6 +99,8 @@ class IntegrityGuard(keras.callbacks.Callback):
         reference: "str | os.PathLike[str] | None" = None,
         trusted_keys: "TrustedKeys | None" = None,
         *,
+        expected_name: str | None = None,
+        threshold: Threshold = 1,
         on_mismatch: str | Callable[[TamperedWeightsError], Any] = "raise",
         overhead: float = 0.01,
         every_steps: int | None = None,
@@ -114,7 +120,9 @@ class IntegrityGuard(keras.callbacks.Callback):
             checks.check_number("every_seconds", every_seconds, above=0, optional=True),
         )
         self._monitor = WeightMonitor(
-            _make_reference(reference, trusted_keys, on_mismatch == "restore"),
+            _make_reference(
+                reference, trusted_keys, expected_name, threshold, on_mismatch == "restore"
+            ),
             on_mismatch,
             _check_changing(changing),
             watch_optimizer=checks.check_boolean("watch_optimizer", watch_optimizer),
@@ -275,14 +283,27 @@ class IntegrityGuard(keras.callbacks.Callback):
         self._pace.spent_on_leaves(time.perf_counter() - begin, nbytes)
 
 
-def _make_reference(path: Any, trusted_keys: Any, keeps_values: bool) -> Reference:
+def _make_reference(
+    path: Any,
+    trusted_keys: Any,
+    expected_name: str | None,
+    threshold: Threshold,
+    keeps_values: bool,
+) -> Reference:
     if (path is None) != (trusted_keys is None):
         raise ValueError(
             "`trusted_keys` must be given with the path of a signed model as `reference`, and only "
             f"then. Received: reference={path!r}, trusted_keys "
             f"{'missing' if trusted_keys is None else 'given'}."
         )
-    return SeenWeights(keeps_values) if path is None else SignedWeights(path, trusted_keys)
+    if path is not None:
+        return SignedWeights(path, trusted_keys, expected_name, threshold)
+    if expected_name is not None or threshold != 1:
+        raise ValueError(
+            "`expected_name` and `threshold` must be given with the path of a signed model as "
+            "`reference`, and only then. Received: reference=None."
+        )
+    return SeenWeights(keeps_values)
 
 
 def _check_changing(value: Any) -> tuple[Any, ...]:

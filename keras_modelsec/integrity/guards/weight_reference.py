@@ -12,15 +12,17 @@ from typing import Any, Protocol
 import keras
 
 from keras_modelsec._core import backend
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.errors import SignatureError, TamperedWeightsError
+from keras_modelsec._signing.trust import Threshold, load_trust
+from keras_modelsec._storage import files
+from keras_modelsec.errors import SignatureError, TamperedWeightsError
+from keras_modelsec.integrity.contents.hashing import LEAF_BYTES, leaf_digests, tree_digest
 from keras_modelsec.integrity.guards.weight_scanner import live_leaves
-from keras_modelsec.integrity.keys.trust import load_trust
-from keras_modelsec.integrity.signatures.hashing import LEAF_BYTES, leaf_digests, tree_digest
-from keras_modelsec.integrity.signatures.manifest import SINGLE_FILE
-from keras_modelsec.integrity.signatures.model_statement import read_statement, statement_path_of
+from keras_modelsec.integrity.signing.evidence import believed
+from keras_modelsec.integrity.statements.manifest import SINGLE_FILE
+from keras_modelsec.integrity.statements.model_statement import statement_path_of
 
-_NOT_WEIGHTS = ("optimizer/",)  # signed, and absent from a model that was loaded without
+# Signed, and absent from a model that was loaded without.
+_NOT_WEIGHTS = ("optimizer/", "_spent_privacy/")
 
 
 class Reference(Protocol):
@@ -87,23 +89,29 @@ class SignedWeights:
     Args:
         path: The signed model; its statement lies beside it.
         trusted_keys: Whose signature counts.
+        expected_name: The name it must have been signed under, or None for any.
+        threshold: How many of the keys must have signed, or "all", as for `verify`.
 
     Raises:
         SignatureError: If the statement is missing, malformed, forged, or names no tensors.
     """
 
-    def __init__(self, path: "str | os.PathLike[str]", trusted_keys: Any):
+    def __init__(
+        self,
+        path: "str | os.PathLike[str]",
+        trusted_keys: Any,
+        expected_name: str | None = None,
+        threshold: Threshold = 1,
+    ):
         self._path = files.absolute_path(path)
         place = statement_path_of(self._path)
-        trust = load_trust(trusted_keys)
+        trust = load_trust(trusted_keys, threshold=threshold)
         if not os.path.lexists(place):
-            raise SignatureError(
-                "Live weights are compared with the statement beside a signed model. "
-                f"Received: no file at {str(place)!r}. Sign the model with ms.sign."
-            )
-        statement = read_statement(place, trust)
-        digests = [record.sha256 for record in statement.files.values()]
-        trust.check_model(statement.model, statement.version, digests)
+            raise _unstated(f"no file at {str(place)!r}")
+        found = believed(self._path, trust, None, expected_name)
+        statement = next((item.statement for item in found if item.statement), None)
+        if statement is None:
+            raise _unstated(f"{str(place)!r}, which is not accepted")
         self._records = {tensor.path: tensor for tensor in statement.tensors}
         self._leaves: dict[str, list[bytes]] = {}
         if len(self._records) != len(statement.tensors) or not self._records:
@@ -169,7 +177,7 @@ class SignedWeights:
         try:
             with files.open_regular(path) as file:
                 file.seek(record.offset)
-                data = _read_exactly(file, record.nbytes)
+                data = files.read_up_to(file, record.nbytes)
         except OSError as error:
             raise _damaged(name, f"{str(path)!r} cannot be read ({error.strerror})") from error
         if tree_digest(leaf_digests(data)) != record.digest:
@@ -180,15 +188,11 @@ class SignedWeights:
         """Signed digests are never forgotten."""
 
 
-def _read_exactly(file: Any, count: int) -> bytes:
-    buffer = bytearray(count)
-    view, done = memoryview(buffer), 0
-    while done < count:
-        got = file.readinto(view[done:])
-        if not got:
-            break
-        done += got
-    return bytes(view[:done])
+def _unstated(received: str) -> SignatureError:
+    return SignatureError(
+        "Live weights are compared with the statement beside a signed model. "
+        f"Received: {received}. Sign the model with ms.sign."
+    )
 
 
 def _damaged(name: str, reason: str) -> TamperedWeightsError:

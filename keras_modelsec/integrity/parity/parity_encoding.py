@@ -9,11 +9,10 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from keras_modelsec.integrity.parity.byte_stream import ByteStream
-from keras_modelsec.integrity.parity.erasure_code import ALIGNMENT, ErasureCode
-from keras_modelsec.integrity.parity.parity_geometry import Geometry
+from keras_modelsec._storage.byte_stream import ByteStream
+from keras_modelsec.integrity.contents.hashing import Progress
+from keras_modelsec.integrity.parity.erasure_code import ALIGNMENT, ErasureCode, Geometry
 from keras_modelsec.integrity.parity.parity_statement import ENTRY_BYTES, block_entry
-from keras_modelsec.integrity.signatures.hashing import Progress
 
 _BATCH_BYTES = 8 << 20
 _HASHERS = 2

@@ -8,16 +8,17 @@ digests) twice, the parity blocks once. What a part says is in parity_statement.
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.errors import SignatureError
-from keras_modelsec.integrity.keys.trust import Trust
-from keras_modelsec.integrity.parity.byte_stream import ByteStream
+from keras_modelsec._signing.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
+from keras_modelsec._signing.trust import Trust
+from keras_modelsec._storage import files
+from keras_modelsec._storage.byte_stream import ByteStream
+from keras_modelsec.errors import SignatureError
 from keras_modelsec.integrity.parity.parity_statement import (
     PAGE_BYTES,
     Annex,
@@ -25,14 +26,17 @@ from keras_modelsec.integrity.parity.parity_statement import (
     entry_digests,
     signed_blocks,
 )
-from keras_modelsec.integrity.parity.resynchronising import locate
-from keras_modelsec.integrity.signatures.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
+from keras_modelsec.integrity.parity.resynchronising import locate, most_explained
 
 PARITY_SUFFIX = ".parity"
 MAGIC = b"\x89modelsec-parity"  # 16 bytes
 _HEAD_BYTES = len(MAGIC) + 8
 _MOST_RECORDS = 16
+_MOST_READS = 8  # how often all records together may fill the file; three good ones never do
 _SEARCH_BYTES = 1 << 20
+# Nobody vouches for a file's length: it is searched for records so far from either end, which is
+# more than the longest two records and the annex between them take.
+_SEARCHED_BYTES = 640 << 20
 _MANY = 0.2
 _MOST_DIFFERENCES = 10  # bytes in which two damaged copies of a page may differ
 
@@ -102,7 +106,8 @@ class ParityFile:
         self.layout = Layout.of(self.statement)
         with files.open_regular(path) as file:
             self._size = file.seek(0, 2)
-        self.stream = ByteStream([(path, self._size)])
+        # What lies beyond is not looked at, however long the file is.
+        self.stream = ByteStream([(path, min(self._size, most_explained(self.layout.size)))])
 
     def read_annex(self) -> Annex:
         """The annex, page by page from whichever copy of a page is whole, wherever it lies.
@@ -209,7 +214,8 @@ def _read_statement(path: Path, trust: Trust) -> tuple[bytes, ParityStatement]:
     if first_error is None:
         raise SignatureError(
             "A parity file must hold a signed statement. Received: "
-            f"{str(path)!r}, where none is found. Make it with `protect`, while the model is good."
+            f"{str(path)!r}, where none is found. Make it with `write_parity`, while the model is "
+            "good."
         )
     first_error.args = (f"{str(path)!r}: {first_error}",)
     raise first_error
@@ -217,24 +223,67 @@ def _read_statement(path: Path, trust: Trust) -> tuple[bytes, ParityStatement]:
 
 def _candidates(path: Path) -> Iterator[bytes]:
     """The statement's copies as they are, then what most of them agree on byte by byte."""
-    copies: list[bytes] = []
     with files.open_regular(path) as file:
         size = file.seek(0, 2)
     with ByteStream([(path, size)]) as stream:
-        for start in itertools.islice(_find_magic(stream), _MOST_RECORDS):
-            head = stream.read(start + len(MAGIC), _HEAD_BYTES - len(MAGIC))
-            length = int.from_bytes(head, "little")
-            if length <= min(MAX_ENVELOPE_BYTES, size - start - _HEAD_BYTES):
-                copies.append(bytes(stream.read(start + _HEAD_BYTES, length)))
-                yield copies[-1]
-    for three in itertools.islice(itertools.combinations(copies, 3), _MOST_RECORDS):
-        if len({len(copy) for copy in three}) == 1:
-            a, b, c = (np.frombuffer(copy, np.uint8) for copy in three)
-            yield ((a & b) | (a & c) | (b & c)).tobytes()
+        reader = _CandidateReader(stream)
+        copies = list(_find_copies(stream, size))
+        threes = (
+            three for three in itertools.combinations(copies, 3) if len({n for _, n in three}) == 1
+        )
+        for places in (*((copy,) for copy in copies), *itertools.islice(threes, _MOST_RECORDS)):
+            candidate = reader.read([start for start, _ in places], places[0][1])
+            if candidate is not None:
+                yield candidate
+
+
+def _find_copies(stream: ByteStream, size: int) -> Iterator[tuple[int, int]]:
+    """Where there may be copies of the statement: start and length."""
+    for start in itertools.islice(_find_magic(stream), _MOST_RECORDS):
+        head = stream.read(start + len(MAGIC), _HEAD_BYTES - len(MAGIC))
+        length = int.from_bytes(head, "little")
+        if length <= min(MAX_ENVELOPE_BYTES, size - start - _HEAD_BYTES):
+            yield start + _HEAD_BYTES, length
+
+
+class _CandidateReader:
+    """Reads what may be a statement in pieces, and no further than it may be one.
+
+    Nobody vouches for a head: it may claim what it likes, overlap others, and lie in a sparse file
+    that takes no room. JSON has no zero byte, so the first one ends the reading; and what is read
+    in all is in proportion to the file.
+    """
+
+    def __init__(self, stream: ByteStream):
+        self._stream = stream
+        self._left = _MOST_READS * min(stream.size, MAX_ENVELOPE_BYTES)
+
+    def read(self, starts: Sequence[int], length: int) -> bytes | None:
+        """The bytes at one place, or what most of three places have; None if it is no JSON."""
+        parts = []
+        for offset in range(0, length, _SEARCH_BYTES):
+            count = min(_SEARCH_BYTES, length - offset)
+            self._left -= count * len(starts)
+            if self._left < 0:
+                return None
+            pieces = [bytes(self._stream.read(start + offset, count)) for start in starts]
+            piece = pieces[0] if len(pieces) == 1 else _majority(*pieces)
+            if b"\0" in piece:
+                return None
+            parts.append(piece)
+        return b"".join(parts)
+
+
+def _majority(one: bytes, two: bytes, three: bytes) -> bytes:
+    a, b, c = (np.frombuffer(piece, np.uint8) for piece in (one, two, three))
+    return ((a & b) | (a & c) | (b & c)).tobytes()
 
 
 def _find_magic(stream: ByteStream) -> Iterator[int]:
-    for start in range(0, stream.size, _SEARCH_BYTES):
+    first = min(stream.size, _SEARCHED_BYTES)
+    last = max(first, stream.size - _SEARCHED_BYTES)
+    ends = (range(0, first, _SEARCH_BYTES), range(last, stream.size, _SEARCH_BYTES))
+    for start in itertools.chain(*ends):
         data = stream.read(start, _SEARCH_BYTES + len(MAGIC) - 1)
         place = data.find(MAGIC)
         while place >= 0:

@@ -15,18 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_modelsec.integrity import strict_json as strict
-from keras_modelsec.integrity.parity.parity_geometry import Geometry
+from keras_modelsec._signing import strict_json as strict
+from keras_modelsec._signing.dsse import MAX_ENVELOPE_BYTES
+from keras_modelsec.integrity.parity.erasure_code import Geometry
 from keras_modelsec.integrity.parity.resynchronising import SignedBlocks
-from keras_modelsec.integrity.signatures.dsse import MAX_ENVELOPE_BYTES
-from keras_modelsec.integrity.signatures.manifest import SINGLE_FILE, Manifest, check_file_name
-from keras_modelsec.integrity.signatures.statement import STATEMENT_TYPE, root_digest
+from keras_modelsec.integrity.statements.manifest import SINGLE_FILE, Manifest, check_file_name
+from keras_modelsec.integrity.statements.openssf_statement import STATEMENT_TYPE, root_digest
 
 PREDICATE_TYPE = "https://keras_modelsec/parity/v1"
 CODE = "rs-cauchy-gf256-11d"
 PAGE_BYTES = 4096
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
-_LARGEST = 1 << 53
 _MOST_RECORD_BYTES = MAX_ENVELOPE_BYTES + PAGE_BYTES
 _ENTRY = np.dtype([("digest", "V32"), ("head", "<u8"), ("checksum", "<u4")])
 ENTRY_BYTES = _ENTRY.itemsize
@@ -142,7 +140,7 @@ class ParityStatement:
         predicate = {
             "model": self.model,
             "version": self.version,
-            "created": self.created.strftime(_TIME),
+            "created": strict.write_time(self.created),
             "files": [
                 {"name": name, "size": file.size, "sha256": file.sha256}
                 for name, file in sorted(self.files.items())
@@ -199,7 +197,7 @@ def _read_predicate(value: Any) -> ParityStatement:
     fields = ("model", "version", "created", "files", "code", *_NUMBERS, "pages")
     value = strict.check_object(value, "`predicate`", fields)
     strict.check_equal(value["code"], "`code`", CODE)
-    numbers = {name: _check_integer(value[name], f"`{name}`") for name in _NUMBERS}
+    numbers = {name: strict.check_integer(value[name], f"`{name}`") for name in _NUMBERS}
     signed = _read_files(value["files"])
     total = sum(file.size for file in signed.values())
     names = ("block_size", "stripes", "data", "parity")
@@ -209,8 +207,8 @@ def _read_predicate(value: Any) -> ParityStatement:
     version = value["version"]
     result = ParityStatement(
         strict.check_string(value["model"], "`model`"),
-        None if version is None else _check_integer(version, "`version`", 1),
-        _read_time(value["created"]),
+        None if version is None else strict.check_integer(version, "`version`", 1),
+        strict.check_time(value["created"], "`created`"),
         signed,
         geometry,
         numbers["record_bytes"],
@@ -235,7 +233,7 @@ def _read_files(value: Any) -> dict[str, SignedFile]:
         if name != SINGLE_FILE:
             check_file_name(name)
         result[name] = SignedFile(
-            _check_integer(entry["size"], "A file's `size`"),
+            strict.check_integer(entry["size"], "A file's `size`"),
             strict.check_sha256(entry["sha256"], "A file's `sha256`"),
         )
     if list(result) != sorted(result) or len(result) != len(value):
@@ -243,22 +241,6 @@ def _read_files(value: Any) -> dict[str, SignedFile]:
     if SINGLE_FILE in result and len(result) > 1:
         strict.refuse("`files`", "hold '.' alone or not at all", list(result))
     return result
-
-
-def _read_time(value: Any) -> datetime.datetime:
-    text = strict.check_string(value, "`created`")
-    try:
-        time = datetime.datetime.strptime(text, _TIME).replace(tzinfo=datetime.UTC)
-    except ValueError:
-        strict.refuse("`created`", "be a time like 2026-01-31T12:00:00Z", text)
-    strict.check_equal(text, "`created`", time.strftime(_TIME))
-    return time
-
-
-def _check_integer(value: Any, what: str, minimum: int = 0) -> int:
-    if type(value) is not int or not minimum <= value <= _LARGEST:
-        strict.refuse(what, f"be an integer from {minimum} to 2**53", value)
-    return value
 
 
 def entry_digests(entries: bytes) -> Sequence[bytes]:

@@ -6,20 +6,25 @@ format in parity_file.py and parity_statement.py.
 
 import datetime
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from keras_modelsec._core.checks import check_number
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.errors import SignatureError, UntrustedKeyError
-from keras_modelsec.integrity.keys.key_loading import PrivateKeySource, load_signing_key
-from keras_modelsec.integrity.keys.signing_key import SigningKey
-from keras_modelsec.integrity.keys.trust import Trust
+from keras_modelsec._signing.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
+from keras_modelsec._signing.key_files import PrivateKeySource, load_signing_key
+from keras_modelsec._signing.keys import SigningKey
+from keras_modelsec._signing.secrets import Password
+from keras_modelsec._signing.sigstore_bundle import MAX_SIGNATURE_BYTES
+from keras_modelsec._signing.trust import Trust, TrustedKeys, load_trust
+from keras_modelsec._storage import files, publishing
+from keras_modelsec._storage.byte_stream import ByteStream
+from keras_modelsec.errors import SignatureError, UntrustedKeyError
+from keras_modelsec.integrity.contents.hashing import Progress
 from keras_modelsec.integrity.parity import erasure_code
-from keras_modelsec.integrity.parity.byte_stream import ByteStream
+from keras_modelsec.integrity.parity.erasure_code import choose_geometry
 from keras_modelsec.integrity.parity.parity_encoding import encode
 from keras_modelsec.integrity.parity.parity_file import (
     Layout,
@@ -28,7 +33,7 @@ from keras_modelsec.integrity.parity.parity_file import (
     record,
     record_length,
 )
-from keras_modelsec.integrity.parity.parity_geometry import choose_geometry
+from keras_modelsec.integrity.parity.parity_report import ParityReport
 from keras_modelsec.integrity.parity.parity_statement import (
     ENTRY_BYTES,
     PAGE_BYTES,
@@ -38,37 +43,33 @@ from keras_modelsec.integrity.parity.parity_statement import (
     block_entry,
     pages_of,
 )
-from keras_modelsec.integrity.secrets import Password
-from keras_modelsec.integrity.signatures.describing import list_model
-from keras_modelsec.integrity.signatures.dsse import MAX_ENVELOPE_BYTES, DsseEnvelope
-from keras_modelsec.integrity.signatures.envelope import MAX_SIGNATURE_BYTES
-from keras_modelsec.integrity.signatures.hashing import Progress
-from keras_modelsec.integrity.signatures.manifest import Manifest, difference
-from keras_modelsec.integrity.signatures.model_statement import (
+from keras_modelsec.integrity.signing.describing import list_model, unread
+from keras_modelsec.integrity.signing.evidence import Evidence, check_accepted, read_evidence
+from keras_modelsec.integrity.signing.signing import check_readable, make_statement
+from keras_modelsec.integrity.statements.manifest import Manifest, difference
+from keras_modelsec.integrity.statements.model_statement import (
     ModelStatement,
     ParityRecord,
     read_statement,
 )
-from keras_modelsec.integrity.signatures.places import Places
-from keras_modelsec.integrity.signatures.signed_saving import staging_folder
-from keras_modelsec.integrity.signatures.signing import check_readable, make_statement
-from keras_modelsec.integrity.signatures.verifying import read_signature
+from keras_modelsec.integrity.statements.places import LeftOut, Places, check_ignored
 
-_Said = TypeVar("_Said")
 _SIGNATURE_ROOM = 16  # a DER signature may be some bytes longer the next time
 
 
-def protect(
+def write_parity(
     path: "str | os.PathLike[str]",
     signing_key: PrivateKeySource,
     *,
     redundancy: float = 0.05,
     password: Password = None,
     co_signing_keys: Iterable[PrivateKeySource] = (),
+    trusted_keys: "TrustedKeys | None" = None,
     parity_path: "str | os.PathLike[str] | None" = None,
     signature_path: "str | os.PathLike[str] | None" = None,
+    ignore: "str | Iterable[str]" = (),
     progress: Progress = None,
-) -> Path:
+) -> ParityReport:
     """Writes signed parity of a model beside it, from which `repair` restores the exact bytes.
 
     The model's bytes are cut into blocks (4 KiB up to 64 MiB, 64 KiB at 1 GiB); each group of up to
@@ -78,9 +79,12 @@ def protect(
     blocks; about a bad block in sixty, scattered at random. Bytes inserted, removed or moved count
     only for the blocks they cut through.
 
-    Sign the model first and protect it then, so that its signature can be restored too. After any
-    intended change, sign and protect again: parity of other bytes than the signed ones is refused
-    by `repair`. Parity lies beside the model, so it does not help when the whole disk fails.
+    Sign the model first and protect it then, so that its signature can be restored too. A signature
+    or statement that is there must verify, as for `verify`, by one of the keys given or by
+    `trusted_keys`: `repair` brings back what parity is of, so it must not be what a stranger
+    signed. Parity of a model without any rests on the keys given alone. After any intended change,
+    sign and protect again: parity of other bytes than the signed ones is refused by `repair`.
+    Parity lies beside the model, so it does not help when the whole disk fails.
 
     Args:
         path: A file or folder. Symbolic links, in it or to it, are refused.
@@ -89,18 +93,24 @@ def protect(
             finding the damage come on top: about 2 % at 4 KiB a block, 0.15 % at 64 KiB.
         password: What the key is encrypted with: str, bytes or a callable. Default None.
         co_signing_keys: Further keys, as for `sign`.
+        trusted_keys: As for `verify`: whose signature the model must have, if not that of one of
+            the keys above. Default None: theirs, or no signature at all.
         parity_path: Where to write. Defaults to `path` with ".parity" added.
         signature_path: Where the model's signature is, if not beside it.
+        ignore: Files or folders inside the model's folder to leave out, as for `sign`.
         progress: Called with bytes done and bytes in all.
 
     Returns:
-        The path of the parity file.
+        Where parity is, what can be restored from it, and whose signature on the model it rests on.
 
     Raises:
         ImportError: If `pyeclib` (the `repair` extra) is not installed.
         TamperedModelError: If the model is not what its signature says: it would be protected
             with its damage.
-        SignatureError: If a signature is malformed, or a file changes while it is read.
+        UntrustedKeyError: A SignatureError: what is there was signed by none of these keys.
+        UnsafePathError: A SignatureError, as for `sign`.
+        SignatureError: If a signature is malformed, missing where `trusted_keys` are given, refused
+            by a `TrustStore`, or a file changes while it is read.
         KeyFormatError: If a key cannot be used; WrongPasswordError if the password is the reason.
         FileNotFoundError: If there is nothing at `path`.
         ValueError: If an argument is out of range, or the folder is empty.
@@ -109,7 +119,7 @@ def protect(
     Example:
     ```python
     ms.sign("model.keras", "owner.pem")
-    ms.protect("model.keras", "owner.pem", redundancy=0.05)  # writes model.keras.parity
+    ms.write_parity("model.keras", "owner.pem", redundancy=0.05)  # writes model.keras.parity
     ```
 
     Reference: docs/parity-format.md
@@ -121,20 +131,28 @@ def protect(
     places = Places.of(model_path, files.absolute_path(signature_path) if signature_path else None)
     target = files.absolute_path(parity_path) if parity_path else parity_path_of(model_path)
     _check_target(target, model_path, places)
-    model = _Model.find(model_path, places)
-    evidence = _Evidence.read(places, model, keys)
-    with staging_folder(target.parent) as folder:
-        staged = folder / target.name
-        with open(staged, "xb") as file:
-            envelope = _write(file, model, evidence, keys, redundancy, progress)
+    files.check_no_strangers(model_path)
+    model = _Model.find(model_path, places, check_ignored(ignore))
+    evidence = _Evidence.read(places, model, keys, trusted_keys)
+    _check_lengths(model, evidence.said)
+    with publishing.published(target, mode=0o644) as file:
+        envelope, statement = _write(file, model, evidence, keys, redundancy, progress)
         model.check_unchanged()
-        os.chmod(staged, 0o644)
-        files.sync_file(staged)
-        size = staged.stat().st_size
-        os.replace(staged, target)
-    files.sync_folder(target.parent)
+        size = os.fstat(file.fileno()).st_size
     _mention(places, ParityRecord(target.name, size, header_digest(envelope)), keys)
-    return target
+    return ParityReport(
+        path=model_path,
+        parity=target,
+        size=size,
+        name=statement.model,
+        version=statement.version,
+        signers=tuple(key.verifying_key.hint for key in keys),
+        rests_on=evidence.signers,
+        blocks=statement.geometry.blocks,
+        block_size=statement.geometry.block_size,
+        groups=statement.geometry.stripes,
+        lost_per_group=statement.geometry.parity,
+    )
 
 
 @dataclass(frozen=True)
@@ -146,8 +164,8 @@ class _Model:
     found: Mapping[str, os.stat_result]
 
     @classmethod
-    def find(cls, path: Path, places: Places) -> "_Model":
-        listed = list_model(path, places.names_inside(path))
+    def find(cls, path: Path, places: Places, ignored: tuple[str, ...]) -> "_Model":
+        listed = list_model(path, LeftOut(places.names_inside(path), ignored))
         if not listed:
             raise ValueError(
                 "`path` must hold at least one file. Received: an empty folder. "
@@ -166,16 +184,12 @@ class _Model:
     def check_unchanged(self) -> None:
         for name, place in self.files.items():
             before, after = self.found[name], os.lstat(place)
-            if _identity(before) != _identity(after):
+            if files.identity(before) != files.identity(after):
                 raise SignatureError(
                     "A model must not change while parity is made. Received: "
                     f"{str(place)!r}, which was written to meanwhile. Try again when its writer "
                     "has finished."
                 )
-
-
-def _identity(found: os.stat_result) -> tuple[int, ...]:
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -186,27 +200,71 @@ class _Evidence:
     statement: bytes
     manifests: Sequence[Manifest]
     said: ModelStatement | None
+    signers: tuple[str, ...]
 
     @classmethod
-    def read(cls, places: Places, model: _Model, keys: Sequence[SigningKey]) -> "_Evidence":
-        trust = Trust({key.verifying_key.hint: key.verifying_key for key in keys})
-        own_names = places.names_inside(model.path)
-        signed = _read_own(places.signature, lambda place: read_signature(place, trust, own_names))
-        said = _read_own(places.statement, lambda place: read_statement(place, trust))
+    def read(
+        cls,
+        places: Places,
+        model: _Model,
+        keys: Sequence[SigningKey],
+        trusted_keys: "TrustedKeys | None",
+    ) -> "_Evidence":
+        """What is there, verified as by `verify`; nothing only if nobody is said to be trusted."""
+        found: Sequence[Evidence] = ()
+        is_stated = os.path.lexists(places.statement)
+        trust = _trust_of(keys, trusted_keys)
+        if is_stated or os.path.lexists(places.signature) or trusted_keys is not None:
+            found = _verified(places, model.path, trust)
+        is_read = trust.reads_openssf or not is_stated  # else nobody has checked it
         return cls(
-            _read_bytes(places.signature, MAX_SIGNATURE_BYTES),
+            _read_bytes(places.signature, MAX_SIGNATURE_BYTES) if is_read else b"",
             _read_bytes(places.statement, MAX_ENVELOPE_BYTES),
-            [item for item in (signed, said and said.manifest) if item],
-            said,
+            [item.manifest for item in found],
+            next((item.statement for item in found if item.statement), None),
+            tuple(dict.fromkeys(who for item in found for _, who in item.signers)),
         )
 
 
-def _read_own(place: Path, read: Callable[[Path], _Said]) -> _Said | None:
-    """What a file says if it is there and by one of our keys; by others, it cannot be checked."""
+def _trust_of(keys: Sequence[SigningKey], trusted_keys: "TrustedKeys | None") -> Trust:
+    if trusted_keys is not None:
+        return load_trust(trusted_keys)
+    return Trust({key.verifying_key.hint: key.verifying_key for key in keys})
+
+
+def _verified(places: Places, model: Path, trust: Trust) -> list[Evidence]:
+    own_names = places.names_inside(model)
     try:
-        return read(place) if os.path.lexists(place) else None
+        found = read_evidence(places, trust, own_names, pending_of=None)
     except UntrustedKeyError:
-        return None
+        raise UntrustedKeyError(
+            "Parity is made of what one of the keys given, or of `trusted_keys`, signed. Received: "
+            f"{str(model)!r}, which others signed, or a certificate names. If you trust the "
+            "signer, pass the public key, or TrustedRoots for a certificate, as `trusted_keys`; "
+            "else sign the model first."
+        ) from None
+    if not found:
+        raise SignatureError(
+            "Signature and statement must speak of the same bytes. Received: "
+            f"{str(places.signature)!r} and {str(places.statement)!r}, which do not. Sign again."
+        )
+    return [check_accepted(item, trust) for item in found]
+
+
+def _check_lengths(model: _Model, said: ModelStatement | None) -> None:
+    """Refuses a model of other lengths than the signed ones before it is read, however long."""
+    if said is None:
+        return
+    sizes = {name: found.st_size for name, found in model.found.items()}
+    digests = {}
+    for name, size in sizes.items():
+        signed = said.files.get(name)
+        good = signed is not None and signed.size == size
+        digests[name] = (
+            signed.sha256 if signed and good else unread(size, signed.size if signed else None)
+        )
+    if digests != dict(said.manifest.digests):
+        raise difference(said.manifest, Manifest(model.path.name, digests), model.path)
 
 
 def _read_bytes(place: Path, limit: int) -> bytes:
@@ -219,7 +277,7 @@ def _check_target(target: Path, model_path: Path, places: Places) -> None:
             "`parity_path` must lie outside of the model and be no other file of it. "
             f"Received: {str(target)!r}. Leave it out, and parity lies beside the model."
         )
-    files.check_target(target)
+    publishing.check_target(target)
 
 
 def _write(
@@ -229,14 +287,14 @@ def _write(
     keys: Sequence[SigningKey],
     redundancy: float,
     progress: Progress,
-) -> bytes:
-    """Writes all parts of a parity file; returns the signed envelope."""
+) -> tuple[bytes, ParityStatement]:
+    """Writes all parts of a parity file; returns the signed envelope, and what it says."""
     draft = _draft(model, evidence, redundancy)
     draft = replace(draft, record_bytes=_record_bytes(draft, keys))
     check_readable(lambda: ParityStatement.from_bytes(draft.to_bytes()))
     with ThreadPoolExecutor(1) as pool, model.stream as stream:
         digests = pool.submit(model.digests)
-        blocks, parity = write_parity(file, draft, stream, progress)
+        blocks, parity = write_blocks(file, draft, stream, progress)
         actual = Manifest(model.path.name, digests.result())
     for signed in evidence.manifests:
         if not agrees(signed, actual):
@@ -251,7 +309,7 @@ def _write(
     )
     envelope = DsseEnvelope.sign(statement.to_bytes(), keys).to_bytes()
     write_digests(file, statement, envelope, annex)
-    return envelope
+    return envelope, statement
 
 
 def _draft(model: _Model, evidence: _Evidence, redundancy: float) -> ParityStatement:
@@ -277,7 +335,7 @@ def _record_bytes(draft: ParityStatement, keys: Sequence[SigningKey]) -> int:
     return record_length(len(envelope) + _SIGNATURE_ROOM * len(keys))
 
 
-def write_parity(
+def write_blocks(
     file: BinaryIO, statement: ParityStatement, stream: ByteStream, progress: Progress = None
 ) -> tuple[bytes, bytes]:
     """Writes the parity blocks of the bytes in `stream` to their place in a parity file.
@@ -324,20 +382,4 @@ def _mention(places: Places, parity: ParityRecord, keys: Sequence[SigningKey]) -
     signers = {hint for hint, _ in DsseEnvelope.from_bytes(data).signatures}
     if signers == {key.verifying_key.hint for key in keys}:
         said = replace(read_statement(places.statement, trust), parity=(parity,))
-        put_file(places.statement, make_statement(said, keys))
-
-
-def put_file(place: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all; what a kill leaves, the next writer clears.
-
-    Args:
-        place: The target, an absolute path.
-        data: The contents.
-    """
-    with staging_folder(place.parent) as folder:
-        staged = folder / place.name
-        staged.write_bytes(data)
-        os.chmod(staged, 0o644)
-        files.sync_file(staged)
-        os.replace(staged, place)
-    files.sync_folder(place.parent)
+        publishing.write_atomically(places.statement, make_statement(said, keys))

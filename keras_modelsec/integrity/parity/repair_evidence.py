@@ -9,17 +9,26 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from keras_modelsec.integrity.errors import SignatureError, UnsafePathError
-from keras_modelsec.integrity.keys.trust import Trust
+from keras_modelsec._signing.dsse import (
+    MAX_ENVELOPE_BYTES,
+    DsseEnvelope,
+    pre_authentication_encoding,
+)
+from keras_modelsec._signing.sigstore_bundle import Envelope
+from keras_modelsec._signing.trust import Trust
+from keras_modelsec._storage import files, publishing
+from keras_modelsec.errors import SignatureError, UnsafePathError
 from keras_modelsec.integrity.parity.parity_statement import Annex, ParityStatement
-from keras_modelsec.integrity.parity.protecting import agrees, put_file
-from keras_modelsec.integrity.signatures import statement
-from keras_modelsec.integrity.signatures.dsse import DsseEnvelope
-from keras_modelsec.integrity.signatures.envelope import Envelope, pre_authentication_encoding
-from keras_modelsec.integrity.signatures.manifest import Manifest
-from keras_modelsec.integrity.signatures.model_statement import ModelStatement, read_statement
-from keras_modelsec.integrity.signatures.places import Places
-from keras_modelsec.integrity.signatures.verifying import read_signature
+from keras_modelsec.integrity.parity.protecting import agrees
+from keras_modelsec.integrity.signing.evidence import read_signature
+from keras_modelsec.integrity.statements import openssf_statement
+from keras_modelsec.integrity.statements.manifest import Manifest
+from keras_modelsec.integrity.statements.model_statement import (
+    ModelStatement,
+    most_statement_bytes,
+    read_statement,
+)
+from keras_modelsec.integrity.statements.places import Places
 
 
 def read_evidence(
@@ -31,9 +40,16 @@ def read_evidence(
         SignatureError: If one of them, or a pending one, verifies and is for other bytes.
     """
     own_names = places.names_inside(model_path)
+    found = files.lengths(model_path) if os.path.lexists(model_path) else []
+    most = most_statement_bytes([*(file.size for file in said.files.values()), *found])
+
+    def read_said(place: Path) -> Manifest:
+        limit = MAX_ENVELOPE_BYTES if place == places.statement else most
+        return read_statement(place, trust, limit=limit).manifest
+
     readers: list[tuple[Path, Callable[[Path], Manifest]]] = []
     for item in (places, places.pending):
-        readers.append((item.statement, lambda place: read_statement(place, trust).manifest))
+        readers.append((item.statement, read_said))
         if trust.reads_openssf:
             readers.append((item.signature, lambda place: read_signature(place, trust, own_names)))
     good = set()
@@ -87,15 +103,17 @@ def put_back(
             continue
         with contextlib.suppress(SignatureError):
             if agrees(read(data), said.manifest):
-                put_file(place, data)
+                publishing.write_atomically(place, data)
                 names.append(place.name)
     return tuple(names)
 
 
 def _signed(data: bytes, trust: Trust, own_names: tuple[str, ...]) -> Manifest:
     envelope = Envelope.from_bytes(data)
-    trust.key_of(envelope).check(envelope.signature, pre_authentication_encoding(envelope.payload))
-    return statement.from_bytes(envelope.payload, own_names=own_names)
+    trust.key_of(envelope.hint, envelope.certificates).check(
+        envelope.signature, pre_authentication_encoding(envelope.payload)
+    )
+    return openssf_statement.from_bytes(envelope.payload, own_names=own_names)
 
 
 def _said(data: bytes, trust: Trust) -> Manifest:

@@ -1,25 +1,25 @@
 """Restores a damaged model to the exact signed bytes, or says what cannot be and leaves it alone.
 
-Owns the order of a repair and what is believed when. Which bytes a block has is in restoring.py,
-how they get into the files in repair_writing.py.
+Owns the order of a repair, what is believed when, and what is reported. Which bytes a block has is
+in blocks.py, how they get into the files in repaired_files.py.
 """
 
 import contextlib
-import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_modelsec.integrity import files
-from keras_modelsec.integrity.errors import LostRange, SignatureError, UnrepairableError
-from keras_modelsec.integrity.keys.key_loading import TrustedKeys
-from keras_modelsec.integrity.keys.trust import load_trust
-from keras_modelsec.integrity.parity.byte_stream import ByteStream
+from keras_modelsec._signing.trust import Threshold, TrustedKeys, load_trust
+from keras_modelsec._storage import files, locks
+from keras_modelsec._storage.byte_stream import ByteStream
+from keras_modelsec.errors import LostRange, SignatureError, UnrepairableError
+from keras_modelsec.integrity.contents.hashing import Progress
+from keras_modelsec.integrity.parity.blocks import Restorer, good_blocks
 from keras_modelsec.integrity.parity.parity_file import ParityFile, parity_path_of
-from keras_modelsec.integrity.parity.parity_restoring import restore_parity
 from keras_modelsec.integrity.parity.parity_statement import (
     Annex,
     ParityStatement,
@@ -27,15 +27,87 @@ from keras_modelsec.integrity.parity.parity_statement import (
     signed_blocks,
 )
 from keras_modelsec.integrity.parity.repair_evidence import put_back, read_evidence
-from keras_modelsec.integrity.parity.repair_report import RepairReport
-from keras_modelsec.integrity.parity.repair_writing import Leftovers, Target, write_targets
-from keras_modelsec.integrity.parity.restoring import Restorer, good_blocks
-from keras_modelsec.integrity.parity.resynchronising import locate
-from keras_modelsec.integrity.signatures.describing import list_model
-from keras_modelsec.integrity.signatures.hashing import Progress
-from keras_modelsec.integrity.signatures.places import Places
+from keras_modelsec.integrity.parity.repaired_files import (
+    Leftovers,
+    Target,
+    restore_parity,
+    write_targets,
+)
+from keras_modelsec.integrity.parity.resynchronising import bytes_to_search, locate
+from keras_modelsec.integrity.signing.describing import list_model
+from keras_modelsec.integrity.signing.evidence import check_claim, with_certified_keys
+from keras_modelsec.integrity.statements.places import LeftOut, Places, check_ignored
 
-_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+
+@dataclass(frozen=True)
+class RepairReport:
+    """The outcome of `repair`, which succeeded: the model's files are the signed ones.
+
+    Attributes:
+        path: The model.
+        changed: Names of files that were there with other bytes, and are restored.
+        missing: Names of files that were not there, and are restored.
+        added: Names of files that are not part of the signed model; they are left alone, and while
+            they are there the model does not verify.
+        blocks: How many blocks the model has, and `block_size` bytes each of them.
+        block_size: See `blocks`.
+        damaged_blocks: How many were not in their place.
+        moved_blocks: How many of these were found elsewhere.
+        decoded_blocks: How many of these were computed from parity; the rest were copies of others.
+        restored_bytes: Bytes written into the model's files.
+        signatures: Names of signature and statement files that were put back.
+        damaged_parity: How many parts (pages, statements, parity blocks) of the parity file were
+            damaged, for all that was seen.
+        parity_rewritten: Whether the parity file was made whole again.
+    """
+
+    path: Path
+    changed: Sequence[str] = ()
+    missing: Sequence[str] = ()
+    added: Sequence[str] = ()
+    blocks: int = 0
+    block_size: int = 0
+    damaged_blocks: int = 0
+    moved_blocks: int = 0
+    decoded_blocks: int = 0
+    restored_bytes: int = 0
+    signatures: Sequence[str] = ()
+    damaged_parity: int = 0
+    parity_rewritten: bool = False
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether all was as it was signed, so that no file was touched."""
+        return not (self.changed or self.missing or self.signatures or self.damaged_parity)
+
+    def __str__(self) -> str:
+        if self.nothing_to_do:
+            return f"{str(self.path)!r}: nothing to repair." + self._added()
+        parts = []
+        if self.changed or self.missing:
+            names = [*self.changed, *self.missing]
+            parts.append(
+                f"restored {len(names)} file(s) ({_listing(names)}): {self.damaged_blocks} of "
+                f"{self.blocks} blocks were damaged, {self.decoded_blocks} computed from parity, "
+                f"{self.moved_blocks} found elsewhere"
+            )
+        if self.signatures:
+            parts.append(f"put back {_listing(list(self.signatures))}")
+        if self.damaged_parity:
+            state = "made whole again" if self.parity_rewritten else "left as it is"
+            parts.append(f"{self.damaged_parity} damaged parts of the parity file {state}")
+        return f"{str(self.path)!r}: {'; '.join(parts)}." + self._added()
+
+    def _added(self) -> str:
+        if not self.added:
+            return ""
+        return f" Not part of the model, and left alone: {_listing(list(self.added))}."
+
+
+def _listing(names: list[str], most: int = 10) -> str:
+    more = len(names) - most
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown + (f" and {more} more" if more > 0 else "")
 
 
 def repair(
@@ -44,9 +116,12 @@ def repair(
     *,
     parity_path: "str | os.PathLike[str] | None" = None,
     signature_path: "str | os.PathLike[str] | None" = None,
+    expected_name: str | None = None,
+    threshold: Threshold = 1,
+    ignore: "str | Iterable[str]" = (),
     progress: Progress = None,
 ) -> RepairReport:
-    """Restores a model to the exact bytes that were signed when `protect` was called.
+    """Restores a model to the exact bytes that were signed when `write_parity` was called.
 
     Flipped, overwritten, cut, missing, inserted, removed and moved bytes, in as many places as
     there is parity for, in files and in the parity file itself; missing files of a folder; and the
@@ -56,7 +131,8 @@ def repair(
     If there is more damage than parity, `UnrepairableError` says which bytes are lost, and no file
     is touched. A crash leaves the model no more damaged than it was: call `repair` again. Blocks
     that are damaged in their place are overwritten there; files of which parts were moved are
-    written anew beside and renamed.
+    written anew beside and renamed. What is read is in proportion to what was signed: moved bytes
+    are looked for in twice as many and 64 MiB, not to the end of a file that has become longer.
 
     It restores what was signed and nothing newer: if signature or statement on the disk verify and
     are for other bytes than the parity, it refuses. If they were removed, only a `TrustStore` with
@@ -64,9 +140,14 @@ def repair(
 
     Args:
         path: A file or folder. Symbolic links, in it or to it, are refused.
-        trusted_keys: As for `verify`.
+        trusted_keys: As for `verify`. The certificates that `TrustedRoots` ask for are in
+            `NAME.sig` beside the model: if that is lost too, pass the signer's public key.
         parity_path: Where the parity file is. Defaults to `path` with ".parity" added.
         signature_path: Where the model's signature is, if not beside it.
+        expected_name: As for `verify`. Default None: any.
+        threshold: As for `verify`: of the parity file too, which then needs the same
+            `co_signing_keys`. Default 1.
+        ignore: As for `verify`: files that are left alone and not reported. Default: none.
         progress: Called with bytes done and bytes in all.
 
     Returns:
@@ -78,6 +159,7 @@ def repair(
             the model; a symbolic link or special file is met; or files change meanwhile.
         UntrustedKeyError, RolledBackError, RevokedModelError: SignatureErrors, as for `verify`.
         ImportError: If `pyeclib` (the `repair` extra) is needed and not installed.
+        LockedError: An OSError: another repair does not finish.
         FileNotFoundError: If there is no parity file.
         OSError: If a file cannot be read or written.
 
@@ -88,20 +170,22 @@ def repair(
     ms.verify("model.keras", "owner.pub")
     ```
     """
-    trust = load_trust(trusted_keys)
+    trust = load_trust(trusted_keys, threshold=threshold)
+    ignored = check_ignored(ignore)
     model_path = files.absolute_path(path)
     places = Places.of(model_path, files.absolute_path(signature_path) if signature_path else None)
+    trust = with_certified_keys((places, places.pending), trust)
     place = files.absolute_path(parity_path) if parity_path else parity_path_of(model_path)
     with _locked(place):
         parity = ParityFile(place, trust)
         with contextlib.closing(parity):
             said = parity.statement
-            trust.check_model(
-                said.model, said.version, {said.root, *said.manifest.digests.values()}
-            )
+            check_claim(said.manifest, said.model, said.version, trust, expected_name)
             evidence = read_evidence(places, trust, model_path, said)
             annex = parity.read_annex()
-            job = _Job(model_path, places, parity, annex, progress)
+            own = places.names_inside(model_path, openssf=trust.reads_openssf)
+            skip = LeftOut(own, ignored, frozenset(said.files))
+            job = _Job(model_path, skip, parity, annex, progress)
             report = job.run()
             signatures = put_back(places, trust, model_path, said, annex, evidence)
             rewritten = bool(report["damaged_parity"]) and restore_parity(
@@ -116,17 +200,14 @@ def repair(
 def _locked(parity: Path) -> Iterator[None]:
     """Lets one repair of a model run at a time (where there are locks)."""
     try:
-        file = files.open_regular(parity)
+        files.open_regular(parity).close()
     except FileNotFoundError:
         raise FileNotFoundError(
             "A model can be repaired only with the parity made while it was good. Received: no "
-            f"file at {str(parity)!r}. Make it with `protect`, or say where it is with "
+            f"file at {str(parity)!r}. Make it with `write_parity`, or say where it is with "
             "`parity_path`."
         ) from None
-    with file:
-        if _fcntl is not None:
-            with contextlib.suppress(OSError):  # some network disks
-                _fcntl.flock(file.fileno(), _fcntl.LOCK_EX)
+    with locks.locked(parity.parent, parity.name):
         yield
 
 
@@ -134,7 +215,7 @@ class _Job:
     """The repair of one model's files."""
 
     def __init__(
-        self, path: Path, places: Places, parity: ParityFile, annex: Annex, progress: Progress
+        self, path: Path, skip: LeftOut, parity: ParityFile, annex: Annex, progress: Progress
     ):
         self.path = path
         self.statement: ParityStatement = parity.statement
@@ -143,8 +224,9 @@ class _Job:
         self.progress = progress
         self.geometry = parity.statement.geometry
         self.digests = entry_digests(annex.blocks)
-        self.found = _list(path, parity.statement, places)
+        self.found = _list(path, parity.statement, skip)
         self.stats = {name: os.lstat(place) for name, place in self.found.items()}
+        self.too_long: list[str] = []  # files that were not searched to their end
         self.parts: list[tuple[Path | None, int]] = [
             (self.path_of(name), file.size) for name, file in self.statement.files.items()
         ]
@@ -207,13 +289,14 @@ class _Job:
         return targets
 
     def _as_found(self, leftovers: Leftovers) -> ByteStream:
-        """All there is to look in: signed files first, in their order, then others."""
-        signed = self.statement.files
+        """What to look in: signed files first, in their order, then others, none without end."""
+        signed = {name: file.size for name, file in self.statement.files.items()}
         names = [name for name in signed if name in self.found]
         names += sorted(self.found.keys() - signed.keys())
-        parts: list[tuple[Path | None, int]] = [
-            (self.found[name], self.stats[name].st_size) for name in names
-        ]
+        sizes = {name: self.stats[name].st_size for name in names}
+        searched = bytes_to_search(sizes, signed)
+        self.too_long = [name for name in names if searched[name] < sizes[name]]
+        parts: list[tuple[Path | None, int]] = [(self.found[n], searched[n]) for n in names]
         return ByteStream([*parts, *leftovers.parts])
 
     def _locate(self, stream: ByteStream) -> dict[bytes, int]:
@@ -228,10 +311,21 @@ class _Job:
         lost = indices[np.isin(indices % self.geometry.stripes, stripes)].tolist()
         raise UnrepairableError(
             f"A model can be repaired only as far as there is parity. Received: {str(self.path)!r} "
-            f"with {len(indices)} of {self.geometry.blocks} blocks lost.",
+            f"with {len(indices)} of {self.geometry.blocks} blocks lost.{self._unsearched()}",
             lost=list(self._ranges(lost)),
             stripes_lost=len(stripes),
             stripes=self.geometry.stripes,
+        )
+
+    def _unsearched(self) -> str:
+        if not self.too_long:
+            return ""
+        named = ", ".join(
+            f"{name!r} ({self.stats[name].st_size} bytes)" for name in self.too_long[:5]
+        )
+        return (
+            " Not looked through to the end for blocks that were moved, being longer than the "
+            f"signed bytes explain: {named}. Cut off or take away what is no part of the model."
         )
 
     def _ranges(self, blocks: list[int]) -> Iterator[LostRange]:
@@ -255,7 +349,7 @@ class _Job:
             start += file.size
 
 
-def _list(path: Path, statement: ParityStatement, places: Places) -> dict[str, Path]:
+def _list(path: Path, statement: ParityStatement, skip: LeftOut) -> dict[str, Path]:
     """The model's files as they are; none if there is nothing."""
     single = statement.manifest.is_single_file
     if not os.path.lexists(path):
@@ -267,4 +361,4 @@ def _list(path: Path, statement: ParityStatement, places: Places) -> dict[str, P
             f"Parity must be of what it is used on. Received: parity of {expected}, with "
             f"{str(path)!r}, which is a {found}. Use the parity that was made for it."
         )
-    return list_model(path, places.names_inside(path))
+    return list_model(path, skip)

@@ -11,12 +11,12 @@ Reference: A. Tridgell and P. Mackerras, "The rsync algorithm", ANU TR-CS-96-05.
 import hashlib
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from keras_modelsec.integrity.parity.byte_stream import ByteStream
+from keras_modelsec._storage.byte_stream import ByteStream
 
 _MODULUS = np.uint64(65521)
 _FILTER_BITS = 20
@@ -26,6 +26,41 @@ _LONGEST_STEP = 1 << 20
 # length is hashed in vain, then the search ends with what it has found.
 _VAIN_HASHING = 4
 _VAIN_BYTES = 64 << 20
+_INSERTED_BYTES = 64 << 20
+
+
+def most_explained(signed: int) -> int:
+    """How far a file is looked through for its `signed` bytes, however long it has become.
+
+    A stranger can make a sparse file as long as he likes at no cost. Twice the bytes and 64 MiB
+    hold what insertions and a repetition leave of it.
+    """
+    return 2 * signed + _INSERTED_BYTES
+
+
+def bytes_to_search(found: Mapping[str, int], signed: Mapping[str, int]) -> dict[str, int]:
+    """How many bytes of each file are looked through: all that the signed bytes explain.
+
+    Args:
+        found: The lengths of the files that are there, in the order of the search.
+        signed: The lengths of the signed ones.
+
+    Returns:
+        For each of `found`: a signed file counts with twice its signed length, another one whole or
+        not at all; all together with at most three times the signed bytes and 64 MiB.
+    """
+    spare, others = _INSERTED_BYTES, sum(signed.values())
+    result = {}
+    for name, size in found.items():
+        if name in signed:
+            own = 2 * signed[name]
+            result[name] = min(size, own + spare)
+            spare -= max(0, result[name] - own)
+        else:
+            result[name] = size if size <= others + spare else 0
+            others -= result[name]
+            spare, others = spare + min(0, others), max(0, others)
+    return result
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import keras
 from keras import ops
 
 from keras_modelsec._core import backend
+from keras_modelsec._core import keras_internals as internals
+from keras_modelsec.errors import UnsupportedModelError
 from keras_modelsec.privacy.layer_rules.linear import masked
 from keras_modelsec.privacy.layer_rules.rule import (
     LayerRule,
@@ -59,7 +61,7 @@ def _call_gradients(
 
         def inner_product() -> tuple[Tensor, None]:
             args, kwargs = rebuild([leaf[None] for leaf in leaves])
-            outputs = floating_leaves(layer(*args, **kwargs))
+            outputs = floating_leaves(_call_without_updates(layer, args, kwargs))
             products = [
                 ops.sum(ops.cast(output, "float32") * cotangent[None])
                 for output, cotangent in zip(outputs, cotangents, strict=True)
@@ -74,7 +76,51 @@ def _call_gradients(
             for gradient, variable in zip(gradients, variables, strict=True)
         ]
 
-    return backend.map_examples(one_example, (batched, call.output_gradients))
+    try:
+        return backend.map_examples(
+            one_example,
+            (batched, call.output_gradients),
+            one_by_one=[v.shape for v in variables] if _has_grouped_convolution(layer) else None,
+        )
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"Layer {layer.name!r} ({type(layer).__name__}) must be one that TensorFlow can "
+            f"differentiate for many examples at once. Received: {error}. Write what it does with "
+            "other operations (`ops.while_loop` in the place of `ops.scan`)."
+        ) from error
+
+
+def _call_without_updates(layer: keras.Layer, args: Any, kwargs: Any) -> Any:
+    """Calls a layer again, which must not make its updates again.
+
+    Raises:
+        UnsupportedModelError: If it updates variables of its own.
+    """
+    with keras.StatelessScope() as scope:
+        outputs, hidden = backend.with_variable_updates(lambda: layer(*args, **kwargs))
+    # Random layers are refused elsewhere, by what they give.
+    updated = [v.path for v in layer.variables if scope.get_current_value(v) is not None]
+    updated = [path for path in updated if "seed_generator" not in path] + hidden
+    if updated:
+        raise UnsupportedModelError(
+            f"Layer {layer.name!r} ({type(layer).__name__}), which is called again for each "
+            f"example's gradient, must not update variables in its call. Received: {updated}, "
+            "which would be updated several times in a step. Constrain or normalise the weights "
+            "with `kernel_constraint` instead (keras.constraints.UnitNorm), or freeze the layer."
+        )
+    return outputs
+
+
+def _has_grouped_convolution(layer: keras.Layer) -> bool:
+    """Whether there is a convolution in groups, for whose kernel's gradient TensorFlow needs XLA.
+
+    Keras compiles it so, which vectorising undoes; on processors for which TensorFlow has no
+    oneDNN, the operation that is left then fails.
+    """
+    kinds = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+    return any(
+        isinstance(inner, kinds) and inner.groups > 1 for inner in internals.flatten_layers(layer)
+    )
 
 
 def _split_batched(arguments: Any, output: Tensor) -> tuple[list[Tensor], Any]:

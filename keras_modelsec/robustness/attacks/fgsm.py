@@ -2,12 +2,22 @@
 
 from typing import Any
 
+from keras import ops
+
+from keras_modelsec._core import checks
 from keras_modelsec._core.serialization import register
-from keras_modelsec.robustness.attacks.attack import Attack
+from keras_modelsec.robustness.attacks.attack import AttackState
+from keras_modelsec.robustness.attacks.gradient_attack import (
+    GradientAttack,
+    ascend,
+    check_restarts,
+)
+from keras_modelsec.robustness.attacks.target import Target
+from keras_modelsec.robustness.attacks.threat import Threat
 
 
 @register
-class FGSM(Attack):
+class FGSM(GradientAttack):
     """Takes one step of size `epsilon` along the sign (or l2 direction) of the gradient.
 
     Cheap enough to train with; weak as an evaluation. Training with it can collapse at larger
@@ -21,6 +31,7 @@ class FGSM(Attack):
         restarts: How often to start anew, int >= 1, with a random start. Default 1.
         targeted: Whether `y` holds the classes to reach. Default False.
         bounds: Lowest and highest valid input value. Default (0, 1). None for no bounds.
+        threat: A `Threat` in place of epsilon, norm and bounds.
         name: Identifier for log keys. Default "fgsm_linf" or "fgsm_l2".
         seed: Integer for the same random start at each call, or None (default).
 
@@ -36,32 +47,45 @@ class FGSM(Attack):
 
     def __init__(
         self,
-        epsilon: float,
+        epsilon: float | None = None,
         *,
-        norm: str = "linf",
+        norm: str | None = None,
         step_size: float | None = None,
         random_start: bool = False,
         restarts: int = 1,
         targeted: bool = False,
-        bounds: tuple[float, float] | None = (0.0, 1.0),
+        bounds: Any = "unit",
+        threat: Threat | None = None,
         name: str | None = None,
         seed: int | None = None,
     ):
         super().__init__(
             epsilon,
             norm=norm,
-            steps=1,
-            step_size=step_size,
-            random_start=random_start,
             restarts=restarts,
             targeted=targeted,
             bounds=bounds,
+            threat=threat,
             name=name,
             seed=seed,
         )
+        self.step_size = checks.check_number("step_size", step_size, above=0.0, optional=True)
+        self.random_start = checks.check_boolean("random_start", random_start)
+        check_restarts(self.restarts, self.random_start)
+
+    @property
+    def passes(self) -> int:
+        """One forward and backward pass."""
+        return 1
+
+    def search_once(self, target: Target, state: AttackState) -> tuple[list[Any], Any]:
+        """One step."""
+        ball = target.ball
+        size = ball.epsilon if self.step_size is None else ops.convert_to_tensor(self.step_size)
+        start = ball.random_start(state.seeds) if self.random_start else ball.origin
+        return ascend(target, start, 1, size, self.sign)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        config = super().get_config()
-        del config["steps"]
-        return config
+        own = {"step_size": self.step_size, "random_start": self.random_start}
+        return {**super().get_config(), **own}

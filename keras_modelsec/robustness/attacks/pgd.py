@@ -2,16 +2,25 @@
 
 from typing import Any
 
+from keras import ops
+
 from keras_modelsec._core import checks
 from keras_modelsec._core.serialization import register
-from keras_modelsec.robustness.attacks.attack import Attack
+from keras_modelsec.robustness.attacks.attack import AttackState
+from keras_modelsec.robustness.attacks.gradient_attack import (
+    GradientAttack,
+    ascend,
+    check_restarts,
+)
+from keras_modelsec.robustness.attacks.target import Target
+from keras_modelsec.robustness.attacks.threat import Threat
 
 # Enough to cross the ball from any start, with room to turn (Madry et al. use this factor).
 _STEPS_ACROSS = 2.5
 
 
 @register
-class PGD(Attack):
+class PGD(GradientAttack):
     """Takes `steps` projected gradient steps from a random start; the usual yardstick.
 
     Use some 7 to 10 steps to train and 20 to 100 with several restarts to evaluate: a single
@@ -27,6 +36,7 @@ class PGD(Attack):
         restarts: How often to start anew, int >= 1; each example keeps its worst run. Default 1.
         targeted: Whether `y` holds the classes to reach. Default False.
         bounds: Lowest and highest valid input value. Default (0, 1). None for no bounds.
+        threat: A `Threat` in place of epsilon, norm and bounds.
         name: Identifier for log keys. Default "pgd_linf" or "pgd_l2".
         seed: Integer for the same random starts at each call, or None (default).
 
@@ -43,31 +53,53 @@ class PGD(Attack):
 
     def __init__(
         self,
-        epsilon: float,
+        epsilon: float | None = None,
         *,
-        norm: str = "linf",
+        norm: str | None = None,
         steps: int = 10,
         step_size: float | None = None,
         random_start: bool = True,
         restarts: int = 1,
         targeted: bool = False,
-        bounds: tuple[float, float] | None = (0.0, 1.0),
+        bounds: Any = "unit",
+        threat: Threat | None = None,
         name: str | None = None,
         seed: int | None = None,
     ):
         super().__init__(
             epsilon,
             norm=norm,
-            steps=checks.check_integer("steps", steps, minimum=1),
-            step_size=step_size,
-            random_start=random_start,
             restarts=restarts,
             targeted=targeted,
             bounds=bounds,
+            threat=threat,
             name=name,
             seed=seed,
         )
+        self.steps = checks.check_integer("steps", steps, minimum=1)
+        self.step_size = checks.check_number("step_size", step_size, above=0.0, optional=True)
+        self.random_start = checks.check_boolean("random_start", random_start)
+        check_restarts(self.restarts, self.random_start)
 
-    def default_step_size(self, epsilon: Any) -> Any:
-        """2.5 * epsilon / steps."""
-        return _STEPS_ACROSS * epsilon / self.steps
+    @property
+    def passes(self) -> int:
+        """One for each step."""
+        return self.steps
+
+    def search_once(self, target: Target, state: AttackState) -> tuple[list[Any], Any]:
+        """All steps from one start."""
+        ball = target.ball
+        size = _STEPS_ACROSS * ball.epsilon / self.steps
+        if self.step_size is not None:
+            size = ops.convert_to_tensor(self.step_size)
+        start = ball.random_start(state.seeds) if self.random_start else ball.origin
+        return ascend(target, start, self.steps, size, self.sign)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "steps": self.steps,
+            "step_size": self.step_size,
+            "random_start": self.random_start,
+        }

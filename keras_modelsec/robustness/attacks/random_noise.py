@@ -3,14 +3,17 @@
 from typing import Any
 
 from keras_modelsec._core.serialization import register
-from keras_modelsec.robustness.attacks.attack import Attack
+from keras_modelsec.robustness.attacks.attack import AttackState
+from keras_modelsec.robustness.attacks.gradient_attack import GradientAttack
+from keras_modelsec.robustness.attacks.target import Target
 
 
 @register
-class RandomNoise(Attack):
+class RandomNoise(GradientAttack):
     """Adds noise drawn uniformly from the ball of radius `epsilon`; uses no gradient.
 
-    A baseline: a model that fails here is brittle, one that holds has shown little.
+    A baseline: a model that fails here is brittle, one that holds has shown little. It counts among
+    the gradient attacks because it may stand where they do, in training too.
 
     Args:
         epsilon: Radius of the ball in input units, float >= 0.
@@ -18,6 +21,7 @@ class RandomNoise(Attack):
         restarts: Number of draws, int >= 1; each example keeps its worst. Default 1.
         targeted: Whether `y` holds classes to reach; matters with `restarts`. Default False.
         bounds: Lowest and highest valid input value. Default (0, 1). None for no bounds.
+        threat: A `Threat` in place of epsilon, norm and bounds.
         name: Identifier for log keys. Default "random_noise_linf" or "random_noise_l2".
         seed: Integer for the same noise at each call, or None (default).
 
@@ -27,36 +31,14 @@ class RandomNoise(Attack):
     ```
     """
 
-    def __init__(
-        self,
-        epsilon: float,
-        *,
-        norm: str = "linf",
-        restarts: int = 1,
-        targeted: bool = False,
-        bounds: tuple[float, float] | None = (0.0, 1.0),
-        name: str | None = None,
-        seed: int | None = None,
-    ):
-        super().__init__(
-            epsilon,
-            norm=norm,
-            steps=0,
-            random_start=True,
-            restarts=restarts,
-            targeted=targeted,
-            bounds=bounds,
-            name=name,
-            seed=seed,
-        )
+    follows_gradient = False
+    random_start = True
 
-    @classmethod
-    def _short_name(cls) -> str:
-        return "random_noise"
+    @property
+    def passes(self) -> int:
+        """None."""
+        return 0
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        config = super().get_config()
-        for fixed in ("steps", "step_size", "random_start"):
-            del config[fixed]
-        return config
+    def search_once(self, target: Target, state: AttackState) -> tuple[list[Any], Any]:
+        """One draw."""
+        return target.ball.random_start(state.seeds), target.none_yet()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_modelsec.integrity.damage.value_changes import value_changes
+from keras_modelsec.integrity.damage.tamper_report import value_changes
 
 
 def compare(one, other):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from keras_modelsec.errors import DecryptionError
 from keras_modelsec.integrity.encryption import encrypted_stream
 from keras_modelsec.integrity.encryption.encrypted_stream import (
     DecryptedReader,
@@ -15,7 +16,6 @@ from keras_modelsec.integrity.encryption.encrypted_stream import (
     EncryptingWriter,
 )
 from keras_modelsec.integrity.encryption.key_slots import locks_for, openers_for
-from keras_modelsec.integrity.errors import DecryptionError
 
 KEY = bytes(range(32))
 CHUNK, SEALED = 256, 272

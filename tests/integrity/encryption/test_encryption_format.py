@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_modelsec.errors import DecryptionError
 from keras_modelsec.integrity.encryption import encryption_format as format_
 from keras_modelsec.integrity.encryption.encryption_format import Header, Slot, parse_header
-from keras_modelsec.integrity.errors import DecryptionError
 
 slots = st.sampled_from(list(format_.SLOT_BYTES.items())).flatmap(
     lambda kind: st.binary(min_size=kind[1], max_size=kind[1]).map(lambda body: Slot(kind[0], body))

@@ -13,6 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
+from keras_modelsec.errors import DecryptionError
 from keras_modelsec.integrity.encryption.encrypted_stream import EncryptingWriter
 from keras_modelsec.integrity.encryption.encryption_keys import (
     EncryptionPrivateKey,
@@ -20,7 +21,6 @@ from keras_modelsec.integrity.encryption.encryption_keys import (
 )
 from keras_modelsec.integrity.encryption.file_encryption import decrypt_file
 from keras_modelsec.integrity.encryption.key_slots import Passphrase, locks_for
-from keras_modelsec.integrity.errors import DecryptionError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "integrity" / "encrypted"
 RAW_KEY = bytes(range(32))

@@ -7,20 +7,20 @@ import stat
 
 import pytest
 
+from keras_modelsec._signing import key_wrapping
+from keras_modelsec.errors import KeyFormatError, WrongPasswordError
 from keras_modelsec.integrity.encryption import encryption_keys
 from keras_modelsec.integrity.encryption.encryption_keys import (
     EncryptionPrivateKey,
     EncryptionPublicKey,
     generate_encryption_keys,
 )
-from keras_modelsec.integrity.errors import KeyFormatError, WrongPasswordError
-from keras_modelsec.integrity.keys import passphrase
 
 
 @pytest.fixture
 def cheap(monkeypatch):
-    monkeypatch.setattr(passphrase, "MEMORY_KIB", 32)
-    monkeypatch.setattr(passphrase, "ITERATIONS", 1)
+    monkeypatch.setattr(key_wrapping, "MEMORY_KIB", 32)
+    monkeypatch.setattr(key_wrapping, "ITERATIONS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_missing_ml_kem_is_said_clearly(monkeypatch):
 
 @pytest.mark.usefixtures("cheap")
 def test_wrapped_key_cannot_be_taken_for_another_kind_of_secret(key):
-    blob = passphrase.wrap(encryption_keys._with_check(key._seed), b"word", purpose=b"other")
+    blob = key_wrapping.wrap(encryption_keys._with_check(key._seed), b"word", purpose=b"other")
     pem = encryption_keys._to_pem(encryption_keys._WRAPPED, blob)
     with pytest.raises(WrongPasswordError):
         EncryptionPrivateKey.from_pem(pem, b"word")

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from keras_modelsec.integrity.encryption.encryption_format import PASSPHRASE, RAW_KEY, RECIPIENT
+from keras_modelsec._signing import key_wrapping
+from keras_modelsec._signing.secrets import EnvironmentVariable
+from keras_modelsec.errors import DecryptionError, KeyFormatError, WrongPasswordError
+from keras_modelsec.integrity.encryption.encryption_format import (
+    MOST_PASSPHRASES,
+    PASSPHRASE,
+    RAW_KEY,
+    RECIPIENT,
+    Slot,
+)
 from keras_modelsec.integrity.encryption.encryption_keys import EncryptionPrivateKey
 from keras_modelsec.integrity.encryption.key_slots import (
     Passphrase,
@@ -12,9 +21,6 @@ from keras_modelsec.integrity.encryption.key_slots import (
     open_slots,
     openers_for,
 )
-from keras_modelsec.integrity.errors import DecryptionError, KeyFormatError, WrongPasswordError
-from keras_modelsec.integrity.keys import passphrase
-from keras_modelsec.integrity.secrets import EnvironmentVariable
 
 DATA_KEY = b"d" * 32
 RAW = bytes(range(32))
@@ -22,8 +28,8 @@ RAW = bytes(range(32))
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch):
-    monkeypatch.setattr(passphrase, "MEMORY_KIB", 32)
-    monkeypatch.setattr(passphrase, "ITERATIONS", 1)
+    monkeypatch.setattr(key_wrapping, "MEMORY_KIB", 32)
+    monkeypatch.setattr(key_wrapping, "ITERATIONS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +180,38 @@ def test_hostile_cost_in_a_passphrase_slot_is_a_decryption_error():
     body[8:12] = (1 << 30).to_bytes(4, "little")
     with pytest.raises(DecryptionError, match="KiB of memory"):
         Passphrase("word").open(bytes(body))
+
+
+@pytest.fixture
+def tries(monkeypatch):
+    """How often Argon2id is run."""
+    runs, real = [], key_wrapping._derive
+    monkeypatch.setattr(key_wrapping, "_derive", lambda *given: runs.append(1) or real(*given))
+    return runs
+
+
+def with_cost(slot, memory_kib, passes):
+    body = slot.body
+    cost = bytes([passes, 0]) + memory_kib.to_bytes(4, "little")
+    return Slot(slot.kind, body[:6] + cost + body[12:])
+
+
+def test_slots_that_cost_too_much_together_are_refused_before_any_is_tried(tries):
+    slots = [lock.seal(DATA_KEY) for lock in locks_for([Passphrase("a"), RAW, Passphrase("b")])]
+    slots[0] = with_cost(slots[0], 128 << 10, 3)
+    slots[2] = with_cost(slots[2], (128 << 10) + 1, 3)
+    tries.clear()
+    with pytest.raises(DecryptionError, match=r"at most 786432 KiB .* in all.*2 that cost 786435"):
+        open_slots(slots, openers_for([Passphrase("b"), Passphrase("c")]))
+    assert not tries
+    assert open_slots(slots, openers_for(RAW)) == DATA_KEY  # who tries no passphrase pays for none
+
+
+def test_as_many_passphrases_as_may_be_set_can_be_tried(monkeypatch, tries):
+    monkeypatch.undo()  # the real cost
+    monkeypatch.setattr(key_wrapping, "_derive", lambda *given: tries.append(1) or (bytes(32),) * 2)
+    slots = [lock.seal(DATA_KEY) for lock in locks_for([Passphrase("x")] * MOST_PASSPHRASES)]
+    assert open_slots(slots, openers_for(Passphrase("x"))) == DATA_KEY
 
 
 def test_no_two_seals_are_alike(private):

@@ -101,9 +101,9 @@ def test_training_passes_everything():
 def test_the_gradient_is_that_of_clip_also_beside_nan(action):
     guard = ActivationGuard(0.0, 2.0, action=action)
     inputs = ops.array([1.0, 3.0, -1.0, NAN, INF])
-    found = backend.input_gradients(lambda x: ops.sum(guard(x) * 3), inputs)
+    found = backend.input_gradients(lambda x: guard(x) * 3, inputs)[1]
     np.testing.assert_array_equal(ops.convert_to_numpy(found), [3, 0, 0, 0, 0])
-    clean = backend.input_gradients(lambda x: ops.sum(guard(x) * 3), inputs[:1])
+    clean = backend.input_gradients(lambda x: guard(x) * 3, inputs[:1])[1]
     np.testing.assert_array_equal(ops.convert_to_numpy(clean), [3])
 
 

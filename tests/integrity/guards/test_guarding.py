@@ -38,7 +38,7 @@ def trained(digits):
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.01), loss)
-    model.fit(x[:1200], y[:1200], epochs=6, verbose=0)
+    model.fit(x[:1200], y[:1200], epochs=12, verbose=0)
     return model
 
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -13,19 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_modelsec.integrity import (
-    SignatureError,
-    UntrustedKeyError,
-    protect,
-    repair,
-    sign,
-    verify,
-)
-from keras_modelsec.integrity.keys.trust import Trust
+from keras_modelsec._signing.dsse import DsseEnvelope
+from keras_modelsec._signing.trust import Trust
+from keras_modelsec._storage.byte_stream import ByteStream
+from keras_modelsec.errors import SignatureError, UntrustedKeyError
+from keras_modelsec.integrity import repair, sign, verify, write_parity
+from keras_modelsec.integrity.parity.erasure_code import Geometry, choose_geometry
 from keras_modelsec.integrity.parity.parity_file import MAGIC, ParityFile
-from keras_modelsec.integrity.parity.parity_geometry import Geometry, choose_geometry
 from keras_modelsec.integrity.parity.parity_statement import ParityStatement
-from keras_modelsec.integrity.signatures.dsse import DsseEnvelope
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "integrity"
 MODELS = ["parity.bin", "parity-folder"]
@@ -120,7 +116,7 @@ def regenerate(scratch: Path) -> None:
     """Writes the golden files anew; only for a deliberate change of format."""
     import random
 
-    from keras_modelsec.integrity import generate_keys
+    from keras_modelsec.trust import generate_keys
 
     pair = generate_keys(scratch / "parity.pem", GOLDEN / "parity.pub")
     (GOLDEN / "parity.bin").write_bytes(random.Random(1).randbytes(21_001))
@@ -129,7 +125,7 @@ def regenerate(scratch: Path) -> None:
         (GOLDEN / "parity-folder" / place).write_bytes(random.Random(size).randbytes(size))
     for name in MODELS:
         sign(GOLDEN / name, pair.private_path)
-        protect(GOLDEN / name, pair.private_path, redundancy=0.3)
+        write_parity(GOLDEN / name, pair.private_path, redundancy=0.3)
 
 
 # tampering
@@ -140,7 +136,7 @@ def model(tmp_path, key):
     path = tmp_path / "model.bin"
     path.write_bytes(bytes(range(256)) * 40)
     sign(path, key)
-    protect(path, key)
+    write_parity(path, key)
     return path
 
 
@@ -258,7 +254,7 @@ def test_statement_is_read_out_of_three_damaged_copies(model, key, public):
 def test_no_parity_file_makes_it_fail_with_another_error(tmp_path_factory, key, edits, keep):
     path = tmp_path_factory.mktemp("model") / "model.bin"
     path.write_bytes(bytes(range(256)) * 40)
-    data = bytearray(protect(path, key).read_bytes()) if keep else bytearray()
+    data = bytearray(write_parity(path, key).parity.read_bytes()) if keep else bytearray()
     for at, value in edits:
         at %= len(data) + 1
         data[at : at + len(value) // 2] = value
@@ -304,3 +300,42 @@ def test_more_than_the_largest_blocks_hold_is_refused():
 )
 def test_impossible_geometry_is_found_out(numbers):
     assert not Geometry(*numbers).is_consistent
+
+
+def heads(starts, end):
+    """A sparse parity file whose heads all claim to reach `end`."""
+    return [(start, MAGIC + (end - start - 24).to_bytes(8, "little")) for start in starts]
+
+
+def test_overlapping_heads_in_a_sparse_file_take_no_memory(tmp_path, public):
+    path, size = tmp_path / "m.parity", 80 << 20
+    with open(path, "wb") as file:
+        file.truncate(size)
+        for start, head in heads(range(0, 4096, 256), size):
+            file.seek(start)
+            file.write(head + b'{"payload":"')
+    tracemalloc.start()
+    with pytest.raises(SignatureError):
+        ParityFile(path, Trust({public.hint: public}))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_overlapping_heads_are_read_in_proportion_to_the_file(tmp_path, public, monkeypatch):
+    path, size = tmp_path / "m.parity", 2 << 20
+    data = bytearray(b"x" * size)
+    for start, head in heads(range(0, 4096, 256), size):
+        data[start : start + len(head)] = head
+    path.write_bytes(data)
+    read = []
+    real = ByteStream.read
+
+    def counting(self, offset, length):
+        read.append(length)
+        return real(self, offset, length)
+
+    monkeypatch.setattr(ByteStream, "read", counting)
+    with pytest.raises(SignatureError):
+        ParityFile(path, Trust({public.hint: public}))
+    assert sum(read) < 12 * size

@@ -1,4 +1,4 @@
-"""kill -9 at every step of `repair` and `protect` that touches the disk."""
+"""kill -9 at every step of `repair` and `write_parity` that touches the disk."""
 
 import json
 import os
@@ -15,9 +15,10 @@ SCRIPT = """
 import json, os, random, shutil, signal, sys
 from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
-from keras_modelsec.integrity import SigningKey, protect, repair, sign, verify
-from keras_modelsec.integrity.parity import repair_writing
-from keras_modelsec.integrity.signatures.signed_saving import staging_folder
+from keras_modelsec._storage.staging import staging_folder
+from keras_modelsec.integrity import repair, sign, verify, write_parity
+from keras_modelsec.trust import SigningKey
+from keras_modelsec.integrity.parity import repaired_files
 
 scenario, root = sys.argv[1], Path(sys.argv[2])
 KEY = SigningKey(ec.generate_private_key(ec.SECP256R1()))
@@ -44,7 +45,7 @@ if scenario == "files swapped":
 else:
     model.write_bytes(A)
 sign(model, KEY)
-parity = protect(model, KEY, redundancy=0.3)
+parity = write_parity(model, KEY, redundancy=0.3).parity
 good = contents()
 if scenario == "in place":
     flip(model, 40_000)
@@ -60,7 +61,7 @@ shutil.copytree(live, start)
 
 def act():
     if scenario == "protect":
-        protect(model, KEY, redundancy=0.4)
+        write_parity(model, KEY, redundancy=0.4)
     else:
         repair(model, PUBLIC)
 
@@ -74,14 +75,14 @@ def killing(owner, name, at):
     setattr(owner, name, step)
 
 def halving(at):
-    write = repair_writing._write_at
+    write = repaired_files._write_at
     def step(path, offset, data):
         at[0] -= 1
         if at[0] == 0:
             write(path, offset, data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, offset, data)
-    repair_writing._write_at = step
+    repaired_files._write_at = step
 
 def killed(crash_at):
     child = os.fork()

@@ -12,18 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_modelsec.integrity import (
+from keras_modelsec._storage.byte_stream import ByteStream
+from keras_modelsec.errors import (
     RevokedModelError,
     SignatureError,
-    TrustStore,
     UnrepairableError,
     UnsafePathError,
     UntrustedKeyError,
-    protect,
-    repair,
-    sign,
-    verify,
 )
+from keras_modelsec.integrity import repair, sign, verify, write_parity
+from keras_modelsec.integrity.parity import parity_file
+from keras_modelsec.trust import TrustStore
 
 BLOCK = 4096
 GOOD = random.Random(0).randbytes(1_000_003)  # 245 blocks, 3 stripes of 82 with 5 parity blocks
@@ -46,7 +45,7 @@ def model(tmp_path, key):
     path = tmp_path / "model.bin"
     path.write_bytes(GOOD)
     sign(path, key)
-    protect(path, key)
+    write_parity(path, key)
     return path
 
 
@@ -126,6 +125,79 @@ def test_what_cannot_be_restored_is_named_and_the_model_left_alone(model, public
     assert after == before
 
 
+HUGE = 40 << 30  # of a sparse file, which takes no room
+
+
+@pytest.fixture
+def reads_little(monkeypatch):
+    """Fails at once when a repair reads more than some multiples of the megabyte that is signed."""
+    real, left = ByteStream.read_into, [400 << 20]
+
+    def counting(self, view, offset):
+        left[0] -= len(view)
+        assert left[0] > 0, "more is read than the signed bytes explain"
+        real(self, view, offset)
+
+    monkeypatch.setattr(ByteStream, "read_into", counting)
+    monkeypatch.setattr(parity_file, "_SEARCHED_BYTES", 16 << 20, raising=False)
+
+
+def sparse(path, data=b""):
+    with open(path, "wb") as file:
+        file.write(data)
+        file.truncate(HUGE)
+
+
+def test_model_of_other_length_without_end_is_not_searched(model, public, reads_little):
+    sparse(model)
+    with pytest.raises(UnrepairableError, match=rf"Not looked through.*'\.' \({HUGE} bytes\)"):
+        repair(model, public)
+    assert model.stat().st_size == HUGE
+
+
+@pytest.mark.parametrize("damage", [b"", b"x"])
+def test_model_is_restored_whatever_was_put_behind_it(model, public, damage, reads_little):
+    sparse(model, damage + GOOD)
+    repair(model, public)
+    assert_whole(model, public)
+
+
+def test_added_file_without_end_is_not_searched(folder, public, reads_little):
+    good = contents(folder)
+    sparse(folder / "added")
+    (folder / "weights").rename(folder / "weights.bak")
+    (folder / "variables/part-13").unlink()
+    assert repair(folder, public).added == ("added", "weights.bak")
+    for name in ("added", "weights.bak"):
+        (folder / name).unlink()
+    assert contents(folder) == good
+
+
+@pytest.mark.parametrize("share", [0, 16, 1])
+def test_parity_file_without_end_is_not_searched(model, public, share, reads_little):
+    """Of whose bytes nothing, the first record alone, or all is at its beginning."""
+    parity = model.with_name("model.bin.parity")
+    good = parity.read_bytes()
+    sparse(parity, good[: len(good) // share] if share else b"")
+    model.write_bytes(RESTORABLE["burst"])
+    if share == 1:
+        assert repair(model, public).parity_rewritten
+        assert parity.read_bytes() == good
+        assert_whole(model, public)
+    else:
+        with pytest.raises(SignatureError, match=r"none is found|pages are lost"):
+            repair(model, public)
+
+
+def test_parity_file_is_found_behind_what_was_put_before_it(model, public):
+    parity = model.with_name("model.bin.parity")
+    good = parity.read_bytes()
+    parity.write_bytes(bytes(3 << 20) + good)
+    model.write_bytes(RESTORABLE["burst"])
+    assert repair(model, public).parity_rewritten
+    assert parity.read_bytes() == good
+
+
 def test_nothing_to_do_touches_no_file(model, public):
     before = {path: os.stat(path) for path in model.parent.iterdir()}
     report = repair(model, public)
@@ -193,7 +265,7 @@ def test_random_damage_is_restored_exactly_or_refused(key, edits, parity_flips):
         path = Path(folder) / "model.bin"
         path.write_bytes(good)
         sign(path, key)
-        parity = protect(path, key, redundancy=0.1)  # 8 blocks
+        parity = write_parity(path, key, redundancy=0.1).parity  # 8 blocks
         bad, cost = damage(good, edits)
         path.write_bytes(bad)
         places = [place % parity.stat().st_size for place in parity_flips]
@@ -216,7 +288,7 @@ def test_files_of_every_size_at_the_edges(tmp_path, key, public, size):
     data = random.Random(size).randbytes(size)
     path.write_bytes(data)
     sign(path, key)
-    protect(path, key)
+    write_parity(path, key)
     for bad in (b"x" + data, data + b"x", flipped(data, [size - 1] if size else []), data[:-1]):
         path.write_bytes(bad)
         report = repair(path, public)
@@ -225,7 +297,7 @@ def test_files_of_every_size_at_the_edges(tmp_path, key, public, size):
 
 
 def test_missing_file_comes_back_where_all_is_parity(model, key, public):
-    protect(model, key, redundancy=1.0)
+    write_parity(model, key, redundancy=1.0)
     model.unlink()
     assert repair(model, public).missing == (".",)
     assert_whole(model, public)
@@ -243,7 +315,7 @@ def folder(tmp_path, key):
         place.write_bytes(random.Random(i).randbytes(2000 * (i % 7)))
     (path / "weights").write_bytes(GOOD)
     sign(path, key)
-    protect(path, key)
+    write_parity(path, key)
     return path
 
 
@@ -395,7 +467,7 @@ def test_parity_signed_by_another_key_is_refused(model, other_key, public):
     for name in COMPANIONS[::2]:
         model.with_name(name).unlink()
     model.write_bytes(b"attacker's")
-    protect(model, other_key)
+    write_parity(model, other_key)
     with pytest.raises(UntrustedKeyError):
         repair(model, public)
     assert model.read_bytes() == b"attacker's"
@@ -403,7 +475,7 @@ def test_parity_signed_by_another_key_is_refused(model, other_key, public):
 
 def test_missing_parity_is_named(model, public):
     model.with_name("model.bin.parity").unlink()
-    with pytest.raises(FileNotFoundError, match=r"model\.bin\.parity.*`protect`"):
+    with pytest.raises(FileNotFoundError, match=r"model\.bin\.parity.*`write_parity`"):
         repair(model, public)
 
 
@@ -468,7 +540,7 @@ def test_read_only_folder_is_a_permission_error_and_changes_nothing(public):
         model.write_bytes(GOOD)
         key = _key_for(folder)
         sign(model, key)
-        protect(model, key)
+        write_parity(model, key)
         bad = RESTORABLE["one byte inserted"]
         model.write_bytes(bad)
         for place in Path(folder).iterdir():
@@ -488,7 +560,7 @@ def test_read_only_folder_is_a_permission_error_and_changes_nothing(public):
 def _key_for(folder):
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from keras_modelsec.integrity import SigningKey
+    from keras_modelsec.trust import SigningKey
 
     key = SigningKey(ec.generate_private_key(ec.SECP256R1()))
     (Path(folder) / "public.pem").write_bytes(key.verifying_key.pem)
@@ -517,7 +589,7 @@ def test_missing_file_of_zeros_beside_lost_blocks_comes_back(tmp_path, key, publ
     (path / "c").write_bytes(GOOD[:300_000])
     good = contents(path)
     sign(path, key)
-    protect(path, key, redundancy=0.1)
+    write_parity(path, key, redundancy=0.1)
     (path / "b").unlink()
     (path / "a").write_bytes(flipped(GOOD, range(0, 400_000, 40_000)))
     repair(path, public)

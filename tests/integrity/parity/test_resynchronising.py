@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_modelsec.integrity.parity.byte_stream import ByteStream
-from keras_modelsec.integrity.parity.resynchronising import SignedBlocks, locate
+from keras_modelsec._storage.byte_stream import ByteStream
+from keras_modelsec.integrity.parity.resynchronising import SignedBlocks, bytes_to_search, locate
 
 SIZE = 4096
 
@@ -126,3 +126,19 @@ def test_data_whose_checksum_agrees_everywhere_costs_bounded_time(tmp_path):
     with CountingStream([(path, len(hostile))]) as stream:
         assert locate(stream, signed(bytes(block))) == {}
         assert stream.bytes_read < 8 * len(hostile) + (128 << 20)
+
+
+LENGTHS = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 1 << 40), max_size=6)
+
+
+@given(found=LENGTHS, signed=LENGTHS)
+def test_what_is_searched_is_bounded_by_what_is_signed(found, signed):
+    searched = bytes_to_search(found, signed)
+    assert list(searched) == list(found)
+    assert all(0 <= searched[name] <= found[name] for name in found)
+    assert sum(searched.values()) <= 3 * sum(signed.values()) + (64 << 20)
+    for name in found.keys() & signed.keys():
+        assert searched[name] >= min(found[name], 2 * signed[name])
+    lone = {name: size for name, size in signed.items() if size}
+    moved = {f"{name}.bak": size for name, size in lone.items()}
+    assert bytes_to_search(moved, lone) == moved

@@ -1,4 +1,5 @@
 import gc
+import re
 import weakref
 
 import keras
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from keras_modelsec.robustness.attacks import FGSM, PGD, RandomNoise
+from keras_modelsec.robustness.attacks import FGSM, PGD, RandomNoise, SeveralOutputsWarning
 
 X = np.random.default_rng(0).random((21, 6)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 3, 21)
@@ -140,7 +141,7 @@ def test_new_loss_after_compile_is_seen():
     inputs = keras.Input((6,))
     model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
     attack = FGSM(0.1)
-    rows = keras.utils.to_categorical(Y, 3)
+    rows = np.tile([0.5, 0.5, 0.0], (len(Y), 1))  # name no class, so that the loss is followed
     model.compile(loss=lambda y, p: keras.ops.sum(p, axis=-1))
     up = attack(model, X, rows)
     model.compile(loss=lambda y, p: -keras.ops.sum(p, axis=-1))
@@ -185,7 +186,7 @@ def test_model_and_its_metrics_are_left_as_they_were():
     model.compile("sgd", [crossentropy, crossentropy])
     model.fit(X, [Y, Y], verbose=0)
     before = [v.numpy() for v in model.variables + model.metrics_variables]
-    PGD(0.1, steps=3)(model, X, [Y, Y])
+    PGD(0.1, steps=3).run(model, X, [Y, Y])
     after = [v.numpy() for v in model.variables + model.metrics_variables]
     for left, right in zip(before, after, strict=True):
         np.testing.assert_array_equal(left, right)
@@ -224,6 +225,20 @@ def test_uncompiled_softmax_and_logit_models_agree(small_model):
 def test_rows_that_do_not_sum_to_one_are_refused_without_a_loss(small_model):
     with pytest.raises(ValueError, match=r"rows that sum to 1.*binary_crossentropy"):
         FGSM(0.1)(small_model(), X, np.ones((21, 3), "float32"))
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_class_numbers_that_a_compiled_model_does_not_have_are_refused(where, outputs):
+    """Before the model has trained, so that its loss has not been built either."""
+    inputs = keras.Input((6,))
+    heads = [keras.layers.Dense(3, activation="softmax")(inputs) for _ in range(outputs)]
+    model = keras.Model(inputs, heads if outputs > 1 else heads[0])
+    model.compile(loss=["sparse_categorical_crossentropy"] * outputs)
+    x, y = np.tile(X, (3, 1)), np.zeros(63, "int64")
+    y[0 if where == "first" else -1] = 3
+    with pytest.raises(ValueError, match=r"class numbers from 0 to 2.*from 0 to 3"):
+        FGSM(0.1)(model, x, [y] * outputs if outputs > 1 else y)
 
 
 def test_regression_without_a_loss_is_refused():
@@ -267,3 +282,29 @@ def test_xla_gives_the_same_result(small_model):
     plain = attack(model, X, Y)
     model.compile(loss=loss, jit_compile=True)
     np.testing.assert_allclose(attack(model, X, Y), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_model_with_several_outputs_is_attacked_with_a_warning_that_names_them(compiled):
+    inputs = keras.Input((6,))
+    outputs = [keras.layers.Dense(3, name=name)(inputs) for name in ("kind", "colour")]
+    model = keras.Model(inputs, outputs)
+    names = "'output_0' (weight 1), 'output_1' (weight 1)"
+    if compiled:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(loss={"kind": loss, "colour": loss}, loss_weights={"kind": 1, "colour": 0.5})
+        names = "'kind' (weight 1), 'colour' (weight 0.5)"
+    result = FGSM(0.1).run(model, X, [Y, Y])
+    assert len(result.followed) == 2
+    with pytest.warns(SeveralOutputsWarning, match=re.escape(names)):
+        FGSM(0.1)(model, X, [Y, Y])
+    assert RandomNoise(0.1).run(model, X, [Y, Y]).followed == ()
+
+
+def test_output_without_a_loss_is_not_named_as_attacked():
+    inputs = keras.Input((6,))
+    outputs = {name: keras.layers.Dense(3, name=name)(inputs) for name in ("kind", "colour")}
+    model = keras.Model(inputs, outputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(loss={"kind": loss, "colour": None})
+    assert FGSM(0.1).run(model, X, {"kind": Y, "colour": Y}).followed == (("kind", 1.0),)

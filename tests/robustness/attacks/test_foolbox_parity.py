@@ -1,5 +1,6 @@
-"""FGSM and PGD against foolbox, an independent implementation."""
+"""FGSM, PGD and DeepFool against foolbox, an independent implementation."""
 
+import os
 import warnings
 
 import keras
@@ -7,7 +8,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_modelsec.robustness.attacks import FGSM, PGD
+from keras_modelsec.robustness.attacks import FGSM, PGD, DeepFool
+
+# foolbox imports GitPython to fetch models; without this that fails where git is not installed.
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # foolbox and eagerpy speak about themselves on import
@@ -29,11 +33,11 @@ def labels(model):
     return np.asarray(model(X)).argmax(-1)
 
 
-def by_foolbox(attack, model, criterion, epsilon):
+def by_foolbox(attack, model, criterion, **radius):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = foolbox.models.TensorFlowModel(model, bounds=(0, 1), device="CPU:0")
-        return attack.run(wrapped, tf.constant(X), criterion, epsilon=epsilon).numpy()
+        return attack.run(wrapped, tf.constant(X), criterion, **radius).numpy()
 
 
 FOOLBOX_FGSM = {
@@ -57,7 +61,7 @@ def assert_same(ours, theirs, norm):
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 1.0)])
 def test_fgsm_gives_the_examples_of_foolbox(model, labels, norm, epsilon):
     criterion = foolbox.criteria.Misclassification(tf.constant(labels))
-    theirs = by_foolbox(FOOLBOX_FGSM[norm](), model, criterion, epsilon)
+    theirs = by_foolbox(FOOLBOX_FGSM[norm](), model, criterion, epsilon=epsilon)
     ours = FGSM(epsilon, norm=norm)(model, X, labels)
     assert_same(ours, theirs, norm)
     assert np.abs(ours - X).max() > 0.05
@@ -74,7 +78,7 @@ def test_pgd_gives_the_examples_of_foolbox(model, labels, norm, epsilon, targete
         if targeted
         else foolbox.criteria.Misclassification(tf.constant(y))
     )
-    theirs = by_foolbox(attack, model, criterion, epsilon)
+    theirs = by_foolbox(attack, model, criterion, epsilon=epsilon)
     ours = PGD(
         epsilon,
         norm=norm,
@@ -92,10 +96,32 @@ def test_foolbox_on_a_saturated_softmax_sees_a_robust_model_and_this_does_not(mo
     probabilities = keras.Sequential([model, keras.layers.Rescaling(1e4), keras.layers.Softmax()])
     criterion = foolbox.criteria.Misclassification(tf.constant(labels))
     attack = FOOLBOX_PGD["linf"](steps=10, random_start=False)
-    theirs = by_foolbox(attack, probabilities, criterion, 0.2)
+    theirs = by_foolbox(attack, probabilities, criterion, epsilon=0.2)
     ours = PGD(0.2, steps=10, random_start=False)(probabilities, X, labels)
     survivors = [
         float((np.asarray(model(points)).argmax(-1) == labels).mean()) for points in (theirs, ours)
     ]
-    assert survivors[0] > 0.9
     assert survivors[1] < 0.1
+    confidence = np.asarray(probabilities(X)).max(axis=-1)
+    if (confidence < 1.0).any():
+        pytest.skip("on this processor softmax rounds to just below 1, which leaves a gradient")
+    assert survivors[0] > 0.9
+
+
+FOOLBOX_DEEP_FOOL = {
+    "linf": foolbox.attacks.LinfDeepFoolAttack,
+    "l2": foolbox.attacks.L2DeepFoolAttack,
+}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_deep_fool_finds_changes_as_long_as_those_of_foolbox(model, labels, norm):
+    criterion = foolbox.criteria.Misclassification(tf.constant(labels))
+    theirs = by_foolbox(FOOLBOX_DEEP_FOOL[norm](steps=8), model, criterion)
+    result = DeepFool(norm=norm, steps=8).run(model, X, labels)
+    change = (theirs - X).reshape(32, -1)
+    lengths = np.abs(change).max(1) if norm == "linf" else np.linalg.norm(change, axis=1)
+    fooled = np.asarray(model(theirs)).argmax(1) != labels
+    assert fooled.all()
+    assert result.fooled.all()
+    np.testing.assert_allclose(result.distance, lengths, rtol=2e-3)

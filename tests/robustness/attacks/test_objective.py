@@ -4,7 +4,8 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from keras_modelsec.robustness.attacks.objective import Objective, infer_kind
+from keras_modelsec.robustness.attacks.objective import Objective
+from keras_modelsec.robustness.attacks.one_class import infer_kind
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (20, 5)).astype("float32")
 LABELS = np.random.default_rng(1).integers(0, 5, 20)
@@ -56,8 +57,44 @@ def test_gradient_is_parallel_to_that_of_the_crossentropy(one_hot):
     np.testing.assert_array_equal(score.fooled, LOGITS.argmax(1) != LABELS)
 
 
-def test_soft_labels_use_their_crossentropy():
-    soft = tf.nn.softmax(LOGITS[::-1]).numpy()
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("ending", ["distribution", "smoothed", "signs"])
+def test_labels_that_name_one_class_are_attacked_as_that_class(ending, smoothing):
+    """As they are scored: the optimum of a smoothed loss is not where the prediction changes."""
+    rows = keras.utils.to_categorical(LABELS, 5)
+    soft = {
+        "distribution": tf.nn.softmax(3 * rows + LOGITS / 10).numpy(),
+        "smoothed": rows * 0.6 + 0.08,
+        "signs": 2 * rows - 1,
+    }[ending]
+    losses = [
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing),
+        keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=smoothing),
+        "categorical_hinge",
+        "squared_hinge",
+        "mse",
+        lambda y, p: ops.sum(ops.softmax(p) * y, axis=-1),
+    ]
+    expected = tf.nn.softmax_cross_entropy_with_logits(rows, LOGITS).numpy()
+    for loss in losses:
+        score, gradient = score_and_gradient(Objective(compiled(loss)), soft, LOGITS)
+        np.testing.assert_allclose(np.exp(score.loss), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            unit(gradient), unit(crossentropy_gradient(rows, LOGITS)), rtol=1e-3, atol=1e-4
+        )
+        np.testing.assert_array_equal(score.fooled, LOGITS.argmax(1) != LABELS)
+
+
+def test_class_numbers_are_attacked_as_such_whatever_the_loss():
+    loss = lambda y, p: -ops.sum(ops.softmax(p), axis=-1)  # noqa: E731
+    for y in (LABELS, LABELS[:, None]):
+        score, _ = score_and_gradient(Objective(compiled(loss)), y, LOGITS)
+        expected = tf.nn.sparse_softmax_cross_entropy_with_logits(LABELS, LOGITS).numpy()
+        np.testing.assert_allclose(np.exp(score.loss), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_probabilities_without_one_largest_entry_use_their_crossentropy():
+    soft = np.tile(np.array([0.5, 0.5, 0, 0, 0], "float32"), (20, 1))
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     score, gradient = score_and_gradient(Objective(compiled(loss)), soft, LOGITS)
     expected = tf.nn.softmax_cross_entropy_with_logits(soft, LOGITS).numpy()
@@ -65,6 +102,17 @@ def test_soft_labels_use_their_crossentropy():
     np.testing.assert_allclose(
         unit(gradient), unit(crossentropy_gradient(soft, LOGITS)), rtol=1e-3, atol=1e-4
     )
+
+
+def test_several_labels_are_attacked_by_their_own_loss():
+    several = np.random.default_rng(2).integers(0, 2, (20, 5)).astype("float32")
+    several[0] = [1, 1, 0, 0, 0]
+    score, _ = score_and_gradient(
+        Objective(compiled(keras.losses.BinaryCrossentropy(from_logits=True))), several, LOGITS
+    )
+    expected = tf.nn.sigmoid_cross_entropy_with_logits(several, LOGITS).numpy().mean(1)
+    np.testing.assert_allclose(np.exp(score.loss), expected, rtol=1e-4)
+    assert not np.asarray(score.fooled).any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e6])

@@ -1,0 +1,1 @@
+"""The only folder of the package that imports TensorFlow; a file a subject."""

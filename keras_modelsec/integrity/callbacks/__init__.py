@@ -1,0 +1,1 @@
+"""Keras callbacks that sign what they write."""

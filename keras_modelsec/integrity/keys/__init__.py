@@ -1,1 +1,0 @@
-"""Keys, certificates and trust: who signs, and whom a reader believes."""
