@@ -1,5 +1,4 @@
 import struct
-import time
 
 import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -77,12 +76,11 @@ def test_two_wraps_of_one_secret_share_nothing():
     ],
 )
 @pytest.mark.usefixtures("cheap")
-def test_cost_out_of_bounds_is_refused_before_any_work(cost):
+def test_cost_out_of_bounds_is_refused_before_any_work(cost, monkeypatch):
     blob = with_cost(wrap(b"secret", b"right", purpose=PURPOSE), **cost)
-    start = time.perf_counter()
+    monkeypatch.setattr(key_wrapping, "Argon2id", None)
     with pytest.raises(KeyFormatError, match="must ask for"):
         unwrap(blob, b"right", purpose=PURPOSE)
-    assert time.perf_counter() - start < 0.1
 
 
 @settings(max_examples=300, deadline=None)

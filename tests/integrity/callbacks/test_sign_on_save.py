@@ -1,3 +1,4 @@
+import concurrent.futures
 import copy
 import json
 import os
@@ -429,13 +430,15 @@ def test_error_on_the_other_thread_stops_training_at_the_next_batch(tmp_path, pe
     class Count(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             batches.append(batch)
-            time.sleep(0.02)
+            if saving._pending is not None:
+                concurrent.futures.wait([saving._pending], 300)  # as long as a busy machine takes
 
     monkeypatch.setattr("keras_modelsec._storage.publishing.sync_tree", full)
-    callbacks = [SignOnSave(tmp_path / "m.keras", pem, save_freq=2), Count()]
+    saving = SignOnSave(tmp_path / "m.keras", pem, save_freq=2)
+    callbacks = [saving, Count()]
     with pytest.raises(CheckpointError, match="could not be written"):
         make_model().fit(X, Y, batch_size=2, epochs=5, verbose=0, callbacks=callbacks)
-    assert len(batches) <= 4
+    assert len(batches) <= 3
     assert names(tmp_path) == []
 
 
@@ -444,13 +447,13 @@ def test_training_goes_on_while_a_checkpoint_is_signed(tmp_path, pem, public, mo
 
     def slow(path):
         began.set()
-        assert went_on.wait(60)
+        assert went_on.wait(300)
         original(path)
 
     class GoesOn(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if batch == 12:
-                assert began.wait(60)
+                assert began.wait(300)
                 assert not (tmp_path / "m.keras").exists()
                 went_on.set()
 
@@ -503,7 +506,7 @@ class Gate:
         self.opened, original = threading.Event(), sign_on_save.describe_while_writing
 
         def late(image, path):
-            assert self.opened.wait(60)
+            assert self.opened.wait(300)
             self.opened.clear()
             return original(image, path)
 

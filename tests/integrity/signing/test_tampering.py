@@ -247,10 +247,10 @@ def test_deeply_nested_json_signed_by_a_trusted_key_is_a_signature_error(
 @pytest.mark.parametrize("piece", ["[],", "{},", '"",', "1.5,", '{"a":1},'])
 def test_json_that_would_use_up_the_memory_is_not_parsed(signed_file, public, piece):
     signed_file.signature.write_text("[" + piece * ((15 << 20) // len(piece)) + "0]")
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(SignatureError, match="at most 64 values"):
         verify(signed_file.path, public)
-    assert time.perf_counter() - start < 2  # parsing it would take longer, and gigabytes
+    assert time.thread_time() - start < 2  # parsing it would take longer, and gigabytes
 
 
 @pytest.mark.parametrize(
