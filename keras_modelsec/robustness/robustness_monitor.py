@@ -6,7 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_modelsec._core import backend, checks, provenance
+from keras_modelsec._core import checks
+from keras_modelsec._core.monitor import Monitor
 from keras_modelsec.robustness.attacks import inputs, one_class
 from keras_modelsec.robustness.attacks.attack import Attack
 from keras_modelsec.robustness.image_grid import are_images, draw_grid
@@ -14,7 +15,7 @@ from keras_modelsec.robustness.predictions import Predictor, true_classes
 from keras_modelsec.robustness.robustness_result import RobustnessResult
 
 
-class RobustnessMonitor(keras.callbacks.Callback):
+class RobustnessMonitor(Monitor):
     """Attacks the model at the end of epochs and puts its accuracies into `logs`.
 
     Adds `clean_accuracy` and, for each attack, `robust_accuracy_<attack.name>`: the share of
@@ -59,6 +60,8 @@ class RobustnessMonitor(keras.callbacks.Callback):
     ```
     """
 
+    section = "robustness"
+
     def __init__(
         self,
         x: Any,
@@ -70,9 +73,8 @@ class RobustnessMonitor(keras.callbacks.Callback):
         log_dir: str | os.PathLike[str] | None = None,
         max_images: int = 8,
     ):
-        super().__init__()
+        super().__init__(every, log_dir=log_dir)
         self.attacks = _check_attacks(attacks)
-        self.every = checks.check_integer("every", every, minimum=1)
         self.batch_size = checks.check_integer("batch_size", batch_size, minimum=1)
         self.max_images = checks.check_integer("max_images", max_images, minimum=1)
         self._x, self._y = inputs.as_arrays("x", x), inputs.as_arrays("y", y)
@@ -81,8 +83,6 @@ class RobustnessMonitor(keras.callbacks.Callback):
         self._signs = bool(one_class.are_signs(self._y))
         for attack in self.attacks:
             inputs.check_values(self._x, attack.bounds)
-        self.log_dir = None if log_dir is None else _check_folder(log_dir)
-        self._log: backend.SummaryLog | None = None
         self._predictor = Predictor()
         self._results: dict[str, RobustnessResult] = {}
 
@@ -91,28 +91,16 @@ class RobustnessMonitor(keras.callbacks.Callback):
         """The last results by name: "clean", then one for each attack; empty before the first."""
         return dict(self._results)
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def begin(self) -> None:
         """Tries the model on one example, so that what cannot work fails before the training."""
         self._results = {}
-        provenance.note(self.model, "robustness", self._facts)
         if self.model.built:
             one = keras.tree.map_structure(lambda leaf: leaf[:1], self._x)
             self._classes(self.model, one)
-        if self.log_dir is not None:
-            self._log = backend.SummaryLog(self.log_dir)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Evaluates if this epoch's turn has come, and adds the figures to `logs`."""
-        if not self._results or (epoch + 1) % self.every == 0:
-            self.evaluate(self.model, step=epoch)
-        if logs is not None:
-            logs.update(self._scalars())
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Closes the TensorBoard file."""
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+    def measure(self, step: int) -> None:
+        """As `evaluate`, of the model that is trained."""
+        self.evaluate(self.model, step=step)
 
     def evaluate(self, model: keras.Model, step: int = 0) -> dict[str, RobustnessResult]:
         """Attacks `model` now.
@@ -149,7 +137,7 @@ class RobustnessMonitor(keras.callbacks.Callback):
                 images.update(self._images(tag, attack, found, clean, attacked))
         self._results = results
         if self._log is not None:
-            self._log.write(step, scalars=self._scalars(), images=images, texts=texts)
+            self._log.write(step, scalars=self.scalars(), images=images, texts=texts)
         return self.results
 
     def _classes(self, model: keras.Model, x: Any) -> np.ndarray:
@@ -157,19 +145,20 @@ class RobustnessMonitor(keras.callbacks.Callback):
             model, x, batch_size=self.batch_size, signs=self._signs, labels=self._labels
         )
 
-    def _scalars(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, float]:
+        """The accuracies, and what they rest on, by the names they have in `logs`."""
         scalars = {
             "clean_accuracy" if name == "clean" else f"robust_accuracy_{name}": result.accuracy
             for name, result in self._results.items()
         }
         for attack in self.attacks:
-            if attack.follows_gradient:
+            if attack.follows_gradient and self._results:
                 result = self._results[attack.name]
                 scalars[f"not_attacked_{attack.name}"] = result.not_attacked / result.sample_size
                 scalars[f"masked_{attack.name}"] = float(result.masked)
         return scalars
 
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What a signed checkpoint states of the last evaluation."""
         return {
             name: {
@@ -228,19 +217,3 @@ def _check_attacks(attacks: Any) -> list[Attack]:
                 f"Received: {attack.name!r} with targeted=True."
             )
     return list(found)
-
-
-def _check_folder(log_dir: str | os.PathLike[str]) -> str:
-    path = os.fspath(log_dir)
-    try:
-        os.makedirs(path, exist_ok=True)
-        writable = os.access(path, os.W_OK)
-    except OSError as error:
-        raise type(error)(
-            f"`log_dir` must be a folder that can be made. Received: {path!r} ({error.strerror})."
-        ) from error
-    if not writable:
-        raise PermissionError(
-            f"`log_dir` must be writable. Received: {path!r}. Choose another folder."
-        )
-    return path

@@ -4,8 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_modelsec._core import provenance
-from keras_modelsec._core.checks import check_integer
+from keras_modelsec._core.monitor import Monitor
 from keras_modelsec.errors import WatermarkError
 from keras_modelsec.watermark import derivation
 from keras_modelsec.watermark.carriers import Reading, readings
@@ -15,7 +14,7 @@ from keras_modelsec.watermark.watermark_regularizer import WatermarkRegularizer
 from keras_modelsec.watermark.watermark_report import WatermarkReport
 
 
-class WatermarkMonitor(keras.callbacks.Callback):
+class WatermarkMonitor(Monitor):
     """Publishes the strength of the owner's mark in `logs`, and refuses to watch nothing.
 
     At the end of an epoch it puts `watermark_z` and `watermark_log10_p` into `logs`, as
@@ -47,16 +46,16 @@ class WatermarkMonitor(keras.callbacks.Callback):
     shape. The figures say nothing about attacks that have not happened yet.
     """
 
+    section = "watermark"
+
     def __init__(self, key: Any, every: int = 1):
-        super().__init__()
-        self.every = check_integer("every", every, minimum=1)
+        super().__init__(every)
         self.report: WatermarkReport | None = None
         self._secret = SecretKey(key)
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def begin(self) -> None:
         """Refuses a model without a mark of this key."""
         self.report = None
-        provenance.note(self.model, "watermark", self._facts)
         read = readings(self.model)
         marked = [r for r in read if isinstance(r.variable.regularizer, WatermarkRegularizer)]
         for reading in marked:
@@ -70,15 +69,17 @@ class WatermarkMonitor(keras.callbacks.Callback):
                 "kernel_regularizer=ms.WatermarkRegularizer(key)."
             )
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Adds `watermark_z` and `watermark_log10_p` to `logs`."""
-        if self.report is None or (epoch + 1) % self.every == 0:
-            self.report = verify_watermark(self.model, self._secret)
-        if logs is not None:
-            logs["watermark_z"] = self.report.z
-            logs["watermark_log10_p"] = self.report.log10_p
+    def measure(self, step: int) -> None:
+        """Reads the mark, as `ms.verify_watermark` does, into `report`."""
+        self.report = verify_watermark(self.model, self._secret)
 
-    def _facts(self) -> dict[str, Any]:
+    def scalars(self) -> dict[str, float]:
+        """`watermark_z` and `watermark_log10_p` as they were read last."""
+        if self.report is None:
+            return {}
+        return {"watermark_z": self.report.z, "watermark_log10_p": self.report.log10_p}
+
+    def facts(self) -> dict[str, Any]:
         """What a signed checkpoint states of the mark; the key cannot be told from it."""
         facts: dict[str, Any] = {"commitment": self._secret.commitment}
         if self.report is not None:
