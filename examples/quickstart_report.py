@@ -52,7 +52,7 @@ def privacy(budget: ms.PrivacyBudget) -> dict[str, Any]:
 
 def flip_one_byte(path: Path, folder: Path) -> tuple[Path, int]:
     """Copies a signed file with its signature, and flips the byte in the middle of the copy."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(0o755, exist_ok=True)
     copy = folder / path.name
     shutil.copyfile(f"{path}.sig", f"{copy}.sig")
     content = bytearray(path.read_bytes())

@@ -121,7 +121,7 @@ def get_keys(folder: Path) -> Keys:
     """The keys of an earlier run, or new ones; no key is ever overwritten."""
     private, public, watermark = (folder / n for n in ("owner.pem", "owner.pub", "watermark.key"))
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(0o755, exist_ok=True)
         if private.exists() and public.exists():
             print(f"Signing with the key of an earlier run, {private}.")
         else:
@@ -132,6 +132,7 @@ def get_keys(folder: Path) -> Keys:
                 file.write(ms.watermark.generate_key().hex())
         key = watermark.read_text().strip()
         ms.WatermarkRegularizer(key)  # says at once if the file is no key
+        ms.SignOnSave(folder.parent / "secured.keras", private)  # and if others may write there
     except (OSError, ValueError) as error:
         stop(error)
     return Keys(private, public, key)
@@ -147,7 +148,7 @@ def clear_logs(folder: Path) -> None:
 def _writable_folder(name: str) -> Path:
     folder = Path(name)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o755, parents=True, exist_ok=True)  # where others write, nothing is signed
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

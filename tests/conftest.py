@@ -37,10 +37,14 @@ tf.config.set_logical_device_configuration(
 
 
 def pytest_configure(config):
-    """Lets TensorFlow 2.21 pass that is not quite ready for numpy 2; all else is an error."""
-    config.addinivalue_line(
-        "filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning"
-    )
+    """Lets two warnings pass; all else is an error. What is made is open to its owner's writing."""
+    for tolerated in (
+        "__array__ implementation doesn't accept:DeprecationWarning",  # TensorFlow 2.21, numpy 2
+        "The database setting is not configured",  # hypothesis: in a checkout that is read-only
+    ):
+        config.addinivalue_line("filterwarnings", f"ignore:{tolerated}")
+    # With 002, usual where each user has a group of his own, folders would be refused elsewhere.
+    os.umask(0o022)
 
 
 def pytest_collection_finish(session):

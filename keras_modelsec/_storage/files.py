@@ -140,6 +140,19 @@ def check_no_strangers(path: Path) -> None:
         )
 
 
+def next_stored(file: BinaryIO, offset: int) -> int | None:
+    """Where, from `offset` on, the next bytes are that take room on the disk; None if nowhere.
+
+    What lies between reads as zeros. Where the system or the disk does not tell, all is stored.
+    """
+    if not hasattr(os, "SEEK_DATA"):
+        return offset
+    try:
+        return os.lseek(file.fileno(), offset, os.SEEK_DATA)
+    except OSError as error:
+        return None if error.errno == errno.ENXIO else offset
+
+
 def read_limited(path: Path, limit: int) -> bytes:
     """Reads a small regular file whole; more than `limit` bytes are refused, not read."""
     with open_regular(path) as file:

@@ -494,7 +494,7 @@ def test_writer_waits_for_the_lock_of_another(tmp_path, root):
         writer.join(0.3)
         assert writer.is_alive()
         assert TrustStore.load(path, root.verifying_key).version == 1
-    writer.join(30)
+    writer.join(600)
     assert TrustStore.load(path, root.verifying_key).version == 2
 
 
@@ -524,7 +524,7 @@ def test_writers_in_parallel_lose_no_entry(tmp_path):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(600)
         assert writer.exitcode == 0
     store = TrustStore.load(path, root.verifying_key, minimum_store_version=5)
     assert {entry.key.pem for entry in store.keys.values()} == set(pems)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -54,28 +53,49 @@ def test_a_terminal_with_the_letters_gets_them(signed, capsys):
     assert 'owner     "Zo\xeb"' in capsys.readouterr().out
 
 
+# Writes no more once it has begun: on a busy machine it might be ready before the signal comes.
+STOPPED = """
+import signal, sys, time
+from keras_modelsec.cli.main import main
+from keras_modelsec.integrity.encryption import file_encryption
+
+class Writer(file_encryption.EncryptingWriter):
+    def write(self, data):
+        super().write(data)
+        print("has begun", flush=True)
+        while True:
+            time.sleep(0.001)
+
+file_encryption.EncryptingWriter = Writer
+sys.exit(main())
+"""
+
+
 @pytest.mark.needs_cryptography(50)
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signals here")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_command_that_is_stopped_leaves_no_half_made_file(tmp_path, name):
-    with open(tmp_path / "big.bin", "wb") as file:
-        file.truncate(4 << 30)  # sparse; seconds of encrypting
+    (tmp_path / "big.bin").write_bytes(bytes(8 << 20))
     main(["keygen", str(tmp_path / "k.key"), "--encryption"])
     before = set(os.listdir(tmp_path))
     run = [*COMMAND, "encrypt", str(tmp_path / "big.bin"), "--recipient", str(tmp_path / "k.pub")]
     # A shell that runs tests in the background has them ignore Ctrl-C.
-    reset = f"import signal; signal.signal(signal.{name}, signal.SIG_DFL); "
+    reset = f"import signal; signal.signal(signal.{name}, signal.SIG_DFL)\n"
     if name == "SIGINT":
-        reset = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code = f"{reset}import sys; from keras_modelsec.cli.main import main; sys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *run[3:]], stderr=subprocess.PIPE, text=True
-    )
-    end = time.monotonic() + 300
-    while set(os.listdir(tmp_path)) == before and time.monotonic() < end:
-        time.sleep(0.02)  # until it has begun to write
-    process.send_signal(getattr(signal, name))
-    _, errors = process.communicate(timeout=300)
+        reset = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", reset + STOPPED, *run[3:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout.readline() == "has begun\n"
+            assert set(os.listdir(tmp_path)) > before
+            process.send_signal(getattr(signal, name))
+            _, errors = process.communicate(timeout=300)
+        finally:
+            process.kill()
     assert process.returncode == 2
     assert errors == "modelsec: KeyboardInterrupt: interrupted\n"
     assert set(os.listdir(tmp_path)) == before

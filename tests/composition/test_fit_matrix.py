@@ -4,6 +4,8 @@ The attack starts at the data and the noise is off, so the step is deterministic
 the weights of the reference, not merely run.
 """
 
+import hashlib
+
 import keras
 import numpy as np
 import pytest
@@ -254,7 +256,7 @@ def test_whole_state_survives_saving(form, tmp_path):
 
 
 def test_penalties_are_not_drowned_by_clipping_or_noise():
-    key = ms.watermark.generate_key()
+    key = hashlib.sha256(b"the owner's").digest()  # the same in every run: none fails by chance
     inputs = keras.Input((8,))
     regularizer = ms.WatermarkRegularizer(key, strength=4.0)
     hidden = layers.Dense(96, activation="relu", kernel_regularizer=regularizer)(inputs)

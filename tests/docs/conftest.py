@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -99,13 +100,14 @@ def _shell(folder):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, function = project["scripts"]["modelsec"].partition(":")
     script = commands / "modelsec"
-    script.write_text(
-        f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
-    )
+    code = f"import sys; from {module} import {function}; sys.exit({function}())"
+    run = shlex.join([sys.executable, "-c", code])  # no `#!` where the path has a space or is long
+    script.write_text(f'#!/bin/sh\nexec {run} "$@"\n')
     script.chmod(0o755)
+    root = shlex.quote(str(ROOT))
     before = (
-        f'make() {{ command make --dry-run -C "{ROOT}" "$@" >/dev/null; }}\n'
-        f'python() {{ test -f "{ROOT}/$1"; }}\n'
+        f'make() {{ command make --dry-run -C {root} "$@" >/dev/null; }}\n'
+        f'python() {{ test -f {root}/"$1"; }}\n'
     )
     environment = {
         **os.environ,

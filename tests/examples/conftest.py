@@ -10,13 +10,26 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def start_example(tmp_path):
-    """Returns `start(name, *arguments)`, which gives back the running process."""
+@pytest.fixture(scope="session")
+def fonts(tmp_path_factory):
+    """Where matplotlib has all it needs: on a new machine it would say that it waits for it."""
+    folder = tmp_path_factory.mktemp("matplotlib")
+    subprocess.run(
+        [sys.executable, "-c", "import matplotlib.font_manager"],
+        env={**os.environ, "MPLCONFIGDIR": str(folder)},
+        capture_output=True,
+        check=False,  # not all examples need it
+    )
+    return folder
 
-    def start(name, *arguments):
+
+@pytest.fixture
+def start_example(tmp_path, fonts):
+    """Returns `start(name, *arguments, **options)`, which gives back the running process."""
+
+    def start(name, *arguments, **options):
         environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-        environment["PYTHONUNBUFFERED"] = "1"
+        environment |= {"PYTHONUNBUFFERED": "1", "MPLCONFIGDIR": str(fonts)}
         path = [str(ROOT), environment.get("PYTHONPATH")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         return subprocess.Popen(
@@ -26,6 +39,7 @@ def start_example(tmp_path):
             text=True,
             cwd=tmp_path,
             env=environment,
+            **options,
         )
 
     return start

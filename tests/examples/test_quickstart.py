@@ -2,6 +2,7 @@
 
 import json
 import signal
+import stat
 
 import keras
 import numpy as np
@@ -127,6 +128,18 @@ def test_place_that_cannot_be_written_is_refused(run_example, tmp_path, option):
 
 
 @pytest.mark.slow
+def test_output_that_others_may_write_to_is_refused_before_training(run_example, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output").chmod(0o777)
+    done = run_example("quickstart", "--output", tmp_path / "output")
+    assert done.returncode == 2
+    assert "must be closed to others' writing" in done.stderr
+    assert "chmod" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Training" not in done.stdout
+
+
+@pytest.mark.slow
 def test_half_a_key_pair_is_refused_and_kept(run_example, tmp_path):
     keys = tmp_path / "output" / "keys"
     keys.mkdir(parents=True)
@@ -142,8 +155,10 @@ def test_half_a_key_pair_is_refused_and_kept(run_example, tmp_path):
 def test_interrupted_run_ends_without_a_traceback_and_leaves_a_signed_model(
     start_example, tmp_path
 ):
-    signature = tmp_path / "secured.keras.sig"
-    with start_example("quickstart", "--output", tmp_path) as process:
+    output = tmp_path / "output"
+    signature = output / "secured.keras.sig"
+    # With 002, usual on some systems, a group might write to what is made; it is closed to others.
+    with start_example("quickstart", "--output", output, umask=0o002) as process:
         for _ in process.stdout:  # a line for each epoch, at the latest
             if signature.exists():
                 break
@@ -152,5 +167,6 @@ def test_interrupted_run_ends_without_a_traceback_and_leaves_a_signed_model(
     assert signature.exists(), out
     assert process.returncode in (-signal.SIGINT, 130)
     assert err.strip() == "Interrupted. A model that was signed before is still whole and verifies."
-    ms.verify(tmp_path / "secured.keras", tmp_path / "keys" / "owner.pub")
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "tmp"))]
+    ms.verify(output / "secured.keras", output / "keys" / "owner.pub")
+    assert not [path for path in output.iterdir() if path.name.startswith((".", "tmp"))]
+    assert stat.S_IMODE(output.stat().st_mode) == 0o755

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -207,10 +208,11 @@ def _read_statement(path: Path, trust: Trust) -> tuple[bytes, ParityStatement]:
     first_error: SignatureError | None = None
     for envelope in _candidates(path):
         try:
-            signed = DsseEnvelope.from_bytes(envelope, what="The parity file's statement")
-            return envelope, ParityStatement.from_bytes(signed.verified_payload(trust))
+            return envelope, _verified(envelope, trust)
         except SignatureError as error:
-            first_error = first_error or error
+            first_error = first_error or error.with_traceback(None)
+            error.__context__ = None
+        del envelope  # as the two above, it would be in memory beside the next, which is as long
     if first_error is None:
         raise SignatureError(
             "A parity file must hold a signed statement. Received: "
@@ -221,13 +223,16 @@ def _read_statement(path: Path, trust: Trust) -> tuple[bytes, ParityStatement]:
     raise first_error
 
 
+def _verified(envelope: bytes, trust: Trust) -> ParityStatement:
+    signed = DsseEnvelope.from_bytes(envelope, what="The parity file's statement")
+    return ParityStatement.from_bytes(signed.verified_payload(trust))
+
+
 def _candidates(path: Path) -> Iterator[bytes]:
     """The statement's copies as they are, then what most of them agree on byte by byte."""
-    with files.open_regular(path) as file:
-        size = file.seek(0, 2)
-    with ByteStream([(path, size)]) as stream:
+    with files.open_regular(path) as file, ByteStream([(path, file.seek(0, 2))]) as stream:
         reader = _CandidateReader(stream)
-        copies = list(_find_copies(stream, size))
+        copies = list(_find_copies(stream, file))
         threes = (
             three for three in itertools.combinations(copies, 3) if len({n for _, n in three}) == 1
         )
@@ -235,14 +240,15 @@ def _candidates(path: Path) -> Iterator[bytes]:
             candidate = reader.read([start for start, _ in places], places[0][1])
             if candidate is not None:
                 yield candidate
+            del candidate
 
 
-def _find_copies(stream: ByteStream, size: int) -> Iterator[tuple[int, int]]:
+def _find_copies(stream: ByteStream, file: BinaryIO) -> Iterator[tuple[int, int]]:
     """Where there may be copies of the statement: start and length."""
-    for start in itertools.islice(_find_magic(stream), _MOST_RECORDS):
+    for start in itertools.islice(_find_magic(stream, file), _MOST_RECORDS):
         head = stream.read(start + len(MAGIC), _HEAD_BYTES - len(MAGIC))
         length = int.from_bytes(head, "little")
-        if length <= min(MAX_ENVELOPE_BYTES, size - start - _HEAD_BYTES):
+        if length <= min(MAX_ENVELOPE_BYTES, stream.size - start - _HEAD_BYTES):
             yield start + _HEAD_BYTES, length
 
 
@@ -250,8 +256,8 @@ class _CandidateReader:
     """Reads what may be a statement in pieces, and no further than it may be one.
 
     Nobody vouches for a head: it may claim what it likes, overlap others, and lie in a sparse file
-    that takes no room. JSON has no zero byte, so the first one ends the reading; and what is read
-    in all is in proportion to the file.
+    that takes no room. JSON has no zero byte, so the first one ends the reading, and each head has
+    one in its length; and what is read in all is in proportion to the file.
     """
 
     def __init__(self, stream: ByteStream):
@@ -279,13 +285,15 @@ def _majority(one: bytes, two: bytes, three: bytes) -> bytes:
     return ((a & b) | (a & c) | (b & c)).tobytes()
 
 
-def _find_magic(stream: ByteStream) -> Iterator[int]:
+def _find_magic(stream: ByteStream, file: BinaryIO) -> Iterator[int]:
     first = min(stream.size, _SEARCHED_BYTES)
     last = max(first, stream.size - _SEARCHED_BYTES)
-    ends = (range(0, first, _SEARCH_BYTES), range(last, stream.size, _SEARCH_BYTES))
-    for start in itertools.chain(*ends):
-        data = stream.read(start, _SEARCH_BYTES + len(MAGIC) - 1)
-        place = data.find(MAGIC)
-        while place >= 0:
-            yield start + place
-            place = data.find(MAGIC, place + 1)
+    for start, stop in ((0, first), (last, stream.size)):
+        # What a sparse file does not store has no magic, and is not read.
+        while (stored := files.next_stored(file, start)) is not None and stored < stop:
+            data = stream.read(stored, _SEARCH_BYTES + len(MAGIC) - 1)
+            place = data.find(MAGIC)
+            while place >= 0:
+                yield stored + place
+                place = data.find(MAGIC, place + 1)
+            start = stored + _SEARCH_BYTES

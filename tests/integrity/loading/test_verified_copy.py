@@ -1,5 +1,5 @@
 import errno
-import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -87,14 +87,20 @@ def test_unsigned_is_refused(tmp_path, public):
         pass
 
 
-def test_missing_room_is_said_before_any_work(signed_file, public, temporary):
-    # A sparse file of an exbibyte fits on no disk, and was not read.
-    free = os.statvfs(temporary).f_bavail * os.statvfs(temporary).f_frsize
+def test_missing_room_is_said_before_any_work(signed_file, public, temporary, monkeypatch):
+    room = []
+
+    def usage(folder):
+        room.append(folder)
+        return shutil._ntuple_diskusage(1 << 40, (1 << 40) - (1 << 29), 1 << 29)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     with open(signed_file.path, "r+b") as file:
-        file.truncate(min(free * 2, 1 << 43))
+        file.truncate(1 << 30)  # sparse, and not read
     with pytest.raises(OSError, match=r"TMPDIR") as caught, verified_copy(signed_file.path, public):
         pass
     assert caught.value.errno == errno.ENOSPC
+    assert [temporary in Path(folder).parents for folder in room] == [True]
     assert list(temporary.iterdir()) == []
 
 

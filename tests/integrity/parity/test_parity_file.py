@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import shutil
-import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from keras_modelsec._signing.dsse import DsseEnvelope
 from keras_modelsec._signing.trust import Trust
-from keras_modelsec._storage.byte_stream import ByteStream
 from keras_modelsec.errors import SignatureError, UntrustedKeyError
 from keras_modelsec.integrity import repair, sign, verify, write_parity
 from keras_modelsec.integrity.parity.erasure_code import Geometry, choose_geometry
@@ -300,42 +298,3 @@ def test_more_than_the_largest_blocks_hold_is_refused():
 )
 def test_impossible_geometry_is_found_out(numbers):
     assert not Geometry(*numbers).is_consistent
-
-
-def heads(starts, end):
-    """A sparse parity file whose heads all claim to reach `end`."""
-    return [(start, MAGIC + (end - start - 24).to_bytes(8, "little")) for start in starts]
-
-
-def test_overlapping_heads_in_a_sparse_file_take_no_memory(tmp_path, public):
-    path, size = tmp_path / "m.parity", 80 << 20
-    with open(path, "wb") as file:
-        file.truncate(size)
-        for start, head in heads(range(0, 4096, 256), size):
-            file.seek(start)
-            file.write(head + b'{"payload":"')
-    tracemalloc.start()
-    with pytest.raises(SignatureError):
-        ParityFile(path, Trust({public.hint: public}))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 16 << 20
-
-
-def test_overlapping_heads_are_read_in_proportion_to_the_file(tmp_path, public, monkeypatch):
-    path, size = tmp_path / "m.parity", 2 << 20
-    data = bytearray(b"x" * size)
-    for start, head in heads(range(0, 4096, 256), size):
-        data[start : start + len(head)] = head
-    path.write_bytes(data)
-    read = []
-    real = ByteStream.read
-
-    def counting(self, offset, length):
-        read.append(length)
-        return real(self, offset, length)
-
-    monkeypatch.setattr(ByteStream, "read", counting)
-    with pytest.raises(SignatureError):
-        ParityFile(path, Trust({public.hint: public}))
-    assert sum(read) < 12 * size
