@@ -16,8 +16,11 @@ def within(function, **options):
 
 
 def loop(variable):
-    for _ in tf.range(3):
+    def turn(count):
         variable.assign_add(variable * 0 + 1)
+        return count + 1
+
+    tf.while_loop(lambda count: count < 3, turn, [0])
 
 
 CHANGES = {

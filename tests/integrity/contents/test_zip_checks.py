@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import stat
@@ -139,10 +140,12 @@ def test_bytes_between_members_are_refused():
     refused(data, "both places")
     second = CENTRAL + 46 + len(NAMES[0])  # the entry that says where the second member is
     moved = changed(second + 1 + 42, struct.pack("<L", LOCAL2 + 1), data)
-    assert zipfile.ZipFile(io.BytesIO(moved)).read(NAMES[1])  # others do not see it
+    with contextlib.suppress(zipfile.BadZipFile):  # as some versions say; others do not see it
+        assert zipfile.ZipFile(io.BytesIO(moved)).read(NAMES[1])
     refused(moved, "one after the other")
     before_directory = GOOD[:CENTRAL] + b"x" + GOOD[CENTRAL:-22] + end.pack(*fields)
-    assert zipfile.ZipFile(io.BytesIO(before_directory)).testzip() is None  # others do not see it
+    with contextlib.suppress(zipfile.BadZipFile):
+        assert zipfile.ZipFile(io.BytesIO(before_directory)).testzip() is None
     refused(before_directory, "nothing but its members")
 
 
