@@ -13,9 +13,10 @@ _REMEDY = (
 
 
 class GradientVanishedWarning(UserWarning):
-    """Some examples were not attacked, because the loss has no gradient there or never changes.
+    """Some examples were not attacked: the loss has no gradient there, or never changes.
 
-    The model may look more robust than it is.
+    Or its gradient is not finite for some features, which then stay as they are. The model may
+    look more robust than it is.
     """
 
 
@@ -49,8 +50,9 @@ class AttackResult:
         queries: (examples,) int. How often the attack asked the model about the example; of an
             attack that looks for the smallest change, how often at most.
         still: (examples,) bool. For which examples a gradient attack had nothing to follow: a
-            gradient of zero at every step of every restart, or a loss that was the same at every
-            point although the input moved. Their accuracy says nothing about robustness.
+            gradient of zero at every step of every restart, or one not finite for some features,
+            or a loss that was the same at every point although the input moved. Their accuracy
+            says nothing about robustness.
         masked: Whether the output consists of probabilities, or otherwise saturates, and the scores
             behind it were not found. The accuracy of such a model says little about robustness.
         followed: For a model with several outputs, the losses whose sum was followed, by name, with
@@ -81,10 +83,12 @@ class AttackResult:
         if not self.still.any():
             return
         warnings.warn(
-            f"The gradient was zero for {self.still.sum()} of {len(self.still)} examples, or their "
-            f"loss never changed, so the attack {self.name!r} had nothing to follow there and the "
-            "model may look more robust than it is. Usual causes: an output that saturates and "
-            f"hides its logits, rounding, or a layer without a gradient. {_REMEDY}",
+            f"The gradient was zero for {self.still.sum()} of {len(self.still)} examples, or not "
+            f"finite for features of theirs, or their loss never changed, so the attack "
+            f"{self.name!r} had nothing, or not all, to follow there and the model may look more "
+            "robust than it is. Usual causes: an output that saturates and hides its logits, "
+            "rounding, a layer without a gradient, or a root or norm at zero (add a small number "
+            f"under it). {_REMEDY}",
             GradientVanishedWarning,
             stacklevel=stacklevel + 1,
         )

@@ -196,9 +196,9 @@ def ascend(
     def step(current: tuple[Tensors, Progress]) -> tuple[Tensors, Progress]:
         points, progress = current
         losses, gradients = backend.input_gradients(lambda p: target.score(p).loss, points)
-        finite = [ops.where(ops.isfinite(g), g, ops.zeros_like(g)) for g in gradients]
+        finite, whole = ball.finite(gradients)
         moves = ball.direction(finite)
-        return ball.step(points, moves, sign * size), progress.after(losses, moves)
+        return ball.step(points, moves, sign * size), progress.after(losses, moves, whole)
 
     first = Progress.of_none(target.batch)
     points, progress = backend.repeat(step, (start, first), steps, turns_a_body=2)

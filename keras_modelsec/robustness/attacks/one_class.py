@@ -47,10 +47,14 @@ def are_rows_for(y: Tensor, output: Tensor) -> bool:
 
 
 def are_numbers_for(y: Tensor, output: Tensor) -> bool:
-    """Whether labels are integers, (batch,) or (batch, 1), for outputs (batch, several classes)."""
-    integers = "int" in keras.backend.standardize_dtype(y.dtype)
+    """Whether labels are numbers, (batch,) or (batch, 1), for outputs (batch, several classes).
+
+    Class numbers are often floats: Keras's losses take them, and tables hold nothing else.
+    """
+    dtype = keras.backend.standardize_dtype(y.dtype)
     column = len(y.shape) == 1 or (len(y.shape) == 2 and y.shape[1] == 1)
-    return integers and column and len(output.shape) == 2 and output.shape[1] > 1
+    numbers = "int" in dtype or "float" in dtype
+    return numbers and column and len(output.shape) == 2 and output.shape[1] > 1
 
 
 def has_one_unit(output: Tensor) -> bool:
@@ -72,7 +76,9 @@ def name_one_class(y: Tensor, output: Tensor) -> Tensor | bool:
     if are_rows_for(y, output):
         return ops.all(rows_name_one_class(y))
     if are_numbers_for(y, output):
-        return ops.all(ops.logical_and(y >= 0, y < output.shape[1]))
+        inside = ops.logical_and(y >= 0, y < output.shape[1])
+        whole = ops.equal(y, ops.round(y)) if "float" in str(y.dtype) else inside
+        return ops.all(ops.logical_and(inside, whole))
     if has_one_unit(output) and has_one_unit(y):
         values = ops.cast(y, "float32")
         binary = ops.logical_or(ops.equal(values, 0.0), ops.equal(values, 1.0))

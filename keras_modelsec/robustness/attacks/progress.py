@@ -12,7 +12,8 @@ class Progress(NamedTuple):
     """What the steps of one run have met so far; a tuple, so that loops can carry it.
 
     Attributes:
-        met_gradient: (batch,) bool. Whether the gradient gave a way to go at some step.
+        met_gradient: (batch,) bool. Whether the gradient gave a way to go at some step, and was a
+            number for every feature there: features without one stay where they are.
         changed: (batch,) bool. Whether the loss of some step differed from that of the step before.
         loss: (batch,) float32. The loss of the last step; infinite before the first.
     """
@@ -27,11 +28,15 @@ class Progress(NamedTuple):
         never = ops.zeros((batch,), dtype="bool")
         return cls(never, never, ops.full((batch,), float("inf"), dtype="float32"))
 
-    def after(self, losses: Tensor, directions: Tensors) -> "Progress":
-        """After one more step, which met these losses and went these ways, zero for nowhere."""
+    def after(self, losses: Tensor, directions: Tensors, whole: Tensor) -> "Progress":
+        """After one more step, which met these losses and went these ways, zero for nowhere.
+
+        `whole`: (batch,) bool, whether the gradient was a number for every feature.
+        """
         met = self.met_gradient
         for direction in directions:
-            met = ops.logical_or(met, _any_feature(ops.not_equal(direction, 0)))
+            way = ops.logical_and(whole, _any_feature(ops.not_equal(direction, 0)))
+            met = ops.logical_or(met, way)
         losses = ops.cast(losses, "float32")
         # The loss of an ignored example is minus infinity throughout.
         other = ops.logical_and(ops.not_equal(losses, self.loss), ops.isfinite(self.loss))

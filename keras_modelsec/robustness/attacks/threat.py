@@ -1,5 +1,6 @@
 """What an attacker may do to an input: `Threat`, and the ball of points it leaves him."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -202,6 +203,24 @@ class Ball:
     def direction(self, gradients: Tensors) -> Tensors:
         """The changes of norm 1 along which functions with these gradients grow most."""
         return self.norm.direction(self._scaled(gradients))
+
+    def finite(self, gradients: Tensors) -> tuple[Tensors, Tensor]:
+        """Gradients with 0 for what is no number, and for which examples all that counts was one.
+
+        Returns:
+            The gradients, and (batch,) bool.
+        """
+        finite = [ops.isfinite(gradient) for gradient in gradients]
+        counted = finite
+        if self._units is not None:
+            pairs = zip(finite, self._units, strict=True)
+            counted = [ops.logical_or(flags, ops.equal(unit, 0)) for flags, unit in pairs]
+        whole = [ops.all(flags, axis=tuple(range(1, len(flags.shape)))) for flags in counted]
+        numbers = [
+            ops.where(flags, gradient, ops.zeros_like(gradient))
+            for flags, gradient in zip(finite, gradients, strict=True)
+        ]
+        return numbers, functools.reduce(ops.logical_and, whole)
 
     def step(self, points: Tensors, moves: Tensors, size: Tensor) -> Tensors:
         """The points after a step of that size along `moves`, brought back into ball and bounds."""

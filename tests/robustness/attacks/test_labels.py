@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_modelsec.robustness import RobustnessMonitor
-from keras_modelsec.robustness.attacks import FGSM
+from keras_modelsec.robustness.attacks import FGSM, DeepFool
 
 
 @pytest.mark.parametrize(
@@ -74,3 +75,35 @@ def test_labels_in_another_form_than_the_loss_takes_are_refused(
     model.compile("sgd", loss)
     with pytest.raises(ValueError, match=message):
         FGSM(0.1).run(model, blobs.x, y)
+
+
+@keras.saving.register_keras_serializable("test_labels")
+class Focal(keras.losses.Loss):
+    """As many write it: class numbers in any form, probabilities clipped."""
+
+    def call(self, y_true, y_pred):
+        """One value an example."""
+        chosen = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), 4)
+        p = ops.sum(chosen * ops.clip(y_pred, 1e-7, 1.0 - 1e-7), axis=-1)
+        return -((1.0 - p) ** 2) * ops.log(p)
+
+
+@pytest.mark.parametrize("attack", [FGSM(0.2), DeepFool(0.2)])
+def test_class_numbers_may_be_floats_whatever_the_loss(attack, blobs, linear_model):
+    """What Keras trains with: a loss of one's own is given labels in floating point."""
+    model = linear_model("softmax", scale=1000.0)
+    model.compile("sgd", Focal())
+    expected = attack.run(model, blobs.x, blobs.y)
+    found = attack.run(model, blobs.x, blobs.y.astype("float32"))
+    assert expected.fooled.mean() > 0.5
+    np.testing.assert_array_equal(found.fooled, expected.fooled)
+    np.testing.assert_array_equal(found.x, expected.x)
+
+
+def test_quantities_beside_rows_of_outputs_are_no_class_numbers(blobs, linear_model):
+    """Several quantiles of one number, say."""
+    model = linear_model()
+    model.compile("sgd", lambda y, q: ops.mean(ops.maximum(0.3 * (y - q), 0.7 * (q - y)), axis=-1))
+    result = FGSM(0.2).run(model, blobs.x, blobs.y[:, None] + 0.5)
+    assert not result.fooled.any()
+    assert not np.array_equal(result.x, blobs.x)

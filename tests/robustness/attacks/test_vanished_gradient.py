@@ -8,7 +8,13 @@ import pytest
 from keras import layers, ops
 
 from keras_modelsec.robustness import RobustnessMonitor
-from keras_modelsec.robustness.attacks import FGSM, PGD, GradientVanishedWarning, RandomNoise
+from keras_modelsec.robustness.attacks import (
+    FGSM,
+    PGD,
+    GradientVanishedWarning,
+    RandomNoise,
+    Threat,
+)
 
 ATTACKS = {
     "fgsm": FGSM(0.2),
@@ -74,6 +80,29 @@ def test_example_with_a_gradient_at_one_step_alone_is_not_counted(blobs, linear_
 def test_not_a_number_is_no_gradient(attack, blobs, linear_model):
     model = on_top_of(linear_model(), after=lambda z: z + ops.sqrt(0.0 * ops.abs(z)))
     assert attack.run(model, blobs.x, blobs.y).still.all()
+
+
+def norm_at_zero(x):
+    """Nothing but the first features in a root whose gradient at zero is no number."""
+    first = x[:, :8] + ops.sqrt(ops.square(0.0 * x[:, :8]))
+    return ops.concatenate([first, x[:, 8:]], axis=1)
+
+
+@pytest.mark.parametrize("attack", [FGSM(0.2), PGD(0.2, steps=3)])
+def test_gradient_that_is_no_number_for_some_features_is_reported(attack, blobs, linear_model):
+    """Those features stay where they are, and the model looks more robust than it is."""
+    model = on_top_of(linear_model(), before=norm_at_zero)
+    with pytest.warns(GradientVanishedWarning, match="not finite for features"):
+        assert not np.array_equal(attack(model, blobs.x, blobs.y), blobs.x)
+    assert attack.run(model, blobs.x, blobs.y).still.all()
+
+
+def test_feature_that_may_not_change_needs_no_gradient(blobs, linear_model):
+    model = on_top_of(linear_model(), before=norm_at_zero)
+    threat = Threat("linf", 0.2, mask=np.arange(64) >= 8)
+    result = PGD(threat=threat, steps=3).run(model, blobs.x, blobs.y)
+    assert not result.still.any()
+    assert result.fooled.any()
 
 
 def test_gradient_of_an_output_that_never_changes_leads_nowhere(blobs, linear_model):
