@@ -38,6 +38,9 @@ from keras_modelsec.watermark.watermark_report import LayerEvidence, WatermarkRe
 _CLIP = 3.0
 # Median of |x| for a standard normal x.
 _MEDIAN_TO_SIGMA = 0.6745
+# In the same units; what is smaller reads as 0. Squares of what is left, differences of copies
+# included, stay far from the denormal numbers, in which an energy would be rounded to nothing.
+_NEGLIGIBLE = 1e-100
 # Signs that are held at once while many tensors of one shape are compared with many sequences.
 _SIGNS_AT_ONCE = 2**22
 
@@ -65,7 +68,8 @@ def normalise(weights: np.ndarray, name: str = "weights") -> np.ndarray:
     """The weights in units of their robust scale, flat, clipped to +-3; a function of them alone.
 
     The scale is the median magnitude of the weights that are not zero, so that neither pruning nor
-    a few planted giants change it much.
+    a few planted giants change it much. Weights below 1e-100 of it, which only float64 can hold,
+    read as 0.
 
     Raises:
         WatermarkError: If a weight is NaN or infinite.
@@ -81,7 +85,8 @@ def normalise(weights: np.ndarray, name: str = "weights") -> np.ndarray:
         return flat
     scale = float(np.median(magnitudes)) / _MEDIAN_TO_SIGMA
     with np.errstate(over="ignore"):  # a giant becomes infinite here and is clipped like others
-        return np.clip(flat / scale, -_CLIP, _CLIP)
+        clipped = np.clip(flat / scale, -_CLIP, _CLIP)
+    return np.where(np.abs(clipped) < _NEGLIGIBLE, 0.0, clipped)
 
 
 def finite_part(weights: np.ndarray) -> tuple[np.ndarray, int]:

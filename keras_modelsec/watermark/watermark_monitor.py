@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_modelsec._core.keras_averages import replaces_weights
 from keras_modelsec._core.monitor import Monitor
 from keras_modelsec.errors import WatermarkError
 from keras_modelsec.watermark import derivation
@@ -22,7 +23,9 @@ class WatermarkMonitor(Monitor):
     after it in the list see them.
 
     Before the first step it raises unless the model has an active `ms.WatermarkRegularizer` of
-    this key, or its weights carry the key's mark already (to watch how the mark fares without).
+    this key on a weight that trains, or its weights carry the key's mark already (to watch how the
+    mark fares without). Where the optimizer replaces the weights by their averages in the end
+    (`use_ema`), `report` is read again from those.
 
     Args:
         key: The key, as bytes or hexadecimal string. It is held in memory only.
@@ -61,12 +64,13 @@ class WatermarkMonitor(Monitor):
         for reading in marked:
             self._check_active(reading.variable)
             _check_index(reading, read)
-        if not marked and not verify_watermark(self.model, self._secret).is_evidence:
+        kept = any(reading.variable.trainable for reading in marked)  # Keras penalises no others
+        if not kept and not verify_watermark(self.model, self._secret).is_evidence:
             raise WatermarkError(
                 "WatermarkMonitor needs a model that carries or keeps a mark of its key. "
                 f"Received: {self.model.name!r}, which does neither. Call "
                 "ms.attach_watermark(model, key), or build layers with "
-                "kernel_regularizer=ms.WatermarkRegularizer(key)."
+                "kernel_regularizer=ms.WatermarkRegularizer(key), and do not freeze them."
             )
 
     def measure(self, step: int) -> None:
@@ -78,6 +82,12 @@ class WatermarkMonitor(Monitor):
         if self.report is None:
             return {}
         return {"watermark_z": self.report.z, "watermark_log10_p": self.report.log10_p}
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Reads the mark once more where Keras has just replaced the weights."""
+        super().on_train_end(logs)
+        if self.report is not None and replaces_weights(self.model):
+            self.measure(0)
 
     def facts(self) -> dict[str, Any]:
         """What a signed checkpoint states of the mark; the key cannot be told from it."""

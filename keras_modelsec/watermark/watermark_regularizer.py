@@ -50,6 +50,8 @@ class WatermarkRegularizer(keras.regularizers.Regularizer):
 
     The key reaches no config, file, `repr` or pickle. A loaded regularizer is therefore inert: it
     adds no penalty and warns when it is first used, until `ms.watermark.restore_key(model, key)`.
+    Export no function that computes the penalty (`model.losses`, a training step) with
+    `ExportArchive` or `tf.saved_model`: it would hold the signs, by which the mark can be removed.
 
     What this does not stop: permuting or splitting neurons, distillation into a fresh model, and
     changes of the weights that the rest of the network cancels (shifts before a softmax or around

@@ -108,6 +108,18 @@ def test_attached_mark_is_kept_and_grows_back_in_training(build_mlp, digits, key
     assert ms.verify_watermark(model, key).z > before
 
 
+@pytest.mark.parametrize("wrap", [lambda o: o, keras.optimizers.LossScaleOptimizer])
+def test_mark_is_not_lost_to_averages_of_the_time_before_it(build_mlp, digits, key, wrap):
+    x, y = digits[0].reshape(-1, 64)[:256], digits[1][:256]
+    model = build_mlp(compiled=False)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(wrap(keras.optimizers.Adam(1e-3, use_ema=True)), loss)
+    model.fit(x, y, epochs=2, verbose=0)
+    ms.attach_watermark(model, key)
+    model.fit(x, y, epochs=1, verbose=0)
+    assert ms.verify_watermark(model, key).is_evidence
+
+
 def test_attaching_keeps_the_loss_of_another_regularizer(key):
     l2 = keras.regularizers.L2(0.01)
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32, kernel_regularizer=l2)])

@@ -88,6 +88,15 @@ def test_p_is_valid_for_any_innocent_weights(structure):
     _assert_super_uniform(_p_values(weights))
 
 
+def test_p_is_valid_where_copies_cancel_but_for_denormal_differences():
+    # In float64 the squares of these differences round to nothing, and z would have no bound.
+    tiny = np.full(2047, 1.1e-162)
+    tiny[0] = 1.7e-162
+    big = np.ones(2049)
+    weights = [np.append(big, tiny).reshape(2, -1), np.append(-big, tiny).reshape(2, -1)]
+    _assert_super_uniform(_p_values(weights, 200, indices=1))
+
+
 def test_p_is_valid_though_the_search_picks_layers_and_sequences():
     shapes = [(20, 27), (20, 27), (20, 27), (30, 20), (10, 60)]
     _assert_super_uniform(_p_values([_rng.normal(size=shape) for shape in shapes], 800))

@@ -7,6 +7,8 @@ import pytest
 import keras_modelsec as ms
 from keras_modelsec.errors import WatermarkError, WatermarkKeyError
 
+_LOSS = "sparse_categorical_crossentropy"
+
 
 def _fit(model, digits, *callbacks, epochs=2):
     x, y = digits[0].reshape(-1, 64)[:256], digits[1][:256]
@@ -52,6 +54,25 @@ def test_marked_weights_without_a_regularizer_may_be_watched(build_mlp, digits, 
     ms.attach_watermark(source, key)
     model.set_weights(source.get_weights())
     assert _fit(model, digits, ms.WatermarkMonitor(key))["watermark_log10_p"][-1] < -30
+
+
+def test_frozen_kernels_that_no_penalty_reaches_are_refused(build_mlp, digits, key):
+    model = build_mlp(ms.WatermarkRegularizer(key), compiled=False)
+    for layer in model.layers[:3]:
+        layer.trainable = False
+    model.compile("adam", _LOSS)
+    with pytest.raises(WatermarkError, match="do not freeze them"):
+        _fit(model, digits, ms.WatermarkMonitor(key))
+    ms.attach_watermark(model, key, layers=model.layers[:3])  # frozen, but there to be watched
+    assert _fit(model, digits, ms.WatermarkMonitor(key))["watermark_log10_p"][-1] < -30
+
+
+def test_report_is_of_the_averages_that_keras_leaves_in_the_model(build_mlp, digits, key):
+    model = build_mlp(ms.WatermarkRegularizer(key), compiled=False)
+    model.compile(keras.optimizers.Adam(3e-3, use_ema=True), _LOSS)
+    monitor = ms.WatermarkMonitor(key)
+    _fit(model, digits, monitor)
+    assert monitor.report == ms.verify_watermark(model, key)
 
 
 def test_inert_regularizer_is_refused(build_mlp, digits, key):
