@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from keras_modelsec.trust import ExternalSigner
-from torture.fuzzing import CONFIG, GOLDEN
+from tests.torture.genuine import CONFIG, GOLDEN
 
 USAGES = (
     "digital_signature",

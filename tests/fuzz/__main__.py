@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing (atheris) of every parser that reads untrusted bytes.
 
-    python -m torture.fuzzing                      # all targets, a minute each, two at a time
-    python -m torture.fuzzing --seconds 300 zip hdf5
-    python -m torture.fuzzing --replay FILE zip    # one input again, e.g. a finding
+    python -m tests.fuzz                      # all targets, a minute each, two at a time
+    python -m tests.fuzz --seconds 300 zip hdf5
+    python -m tests.fuzz --replay FILE zip    # one input again, e.g. a finding
 
 Owns the targets: what is called, and which error classes it may raise. Whatever else comes out of
 it is a finding, and so is an input that takes over 20 seconds or 2 GiB; 5 GiB where the HDF5
@@ -27,10 +27,10 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from torture import damage
+from tests.torture import damage
+from tests.torture.genuine import CONFIG, GOLDEN
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT / "tests" / "golden" / "integrity"
+ROOT = Path(__file__).parents[2]
 SLOWEST_SECONDS = 20
 MOST_MEMORY_MB = 2048
 MOST_MEMORY_MB_HDF5 = 5120
@@ -359,38 +359,6 @@ def seeds(name):
     return own[name]()
 
 
-CONFIG = json.dumps(
-    {
-        "module": "keras",
-        "class_name": "Sequential",
-        "config": {
-            "name": "s",
-            "layers": [
-                {
-                    "module": "keras.layers",
-                    "class_name": name,
-                    "config": {
-                        "units": 1,
-                        "activation": "relu",
-                        "kernel_initializer": {
-                            "module": "keras.initializers",
-                            "class_name": "GlorotUniform",
-                            "config": {"seed": None},
-                            "registered_name": None,
-                        },
-                    },
-                    "registered_name": None,
-                    "build_config": {"input_shape": [None, 2]},
-                }
-                for name in ("Dense", "Lambda")
-            ],
-        },
-        "registered_name": None,
-        "compile_config": {"optimizer": "adam", "loss": "mse"},
-    }
-).encode()
-
-
 def _pem_files():
     paths = [*GOLDEN.rglob("*.pem"), *GOLDEN.rglob("*.pub"), *GOLDEN.rglob("*.key")]
     return [path.read_bytes() for path in paths]
@@ -525,7 +493,7 @@ def run_target(name, seconds, corpus, findings):
     folder.mkdir(parents=True, exist_ok=True)
     for index, data in enumerate(seeds(name)):
         (folder / f"seed-{index}").write_bytes(data)
-    command = [sys.executable, "-W", "ignore", "-m", "torture.fuzzing", "--here", name, "--"]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.fuzz", "--here", name, "--"]
     command += [
         str(folder),
         f"-max_total_time={seconds}",

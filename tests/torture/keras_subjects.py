@@ -10,9 +10,9 @@ import zipfile
 
 from keras_modelsec.errors import SignatureError, UnsafeModelError
 from keras_modelsec.integrity import sign
-from torture import material
-from torture.damage import damage, edit_json, spell
-from torture.subjects import Subject, UnsoundError
+from tests.torture import material
+from tests.torture.damage import damage, edit_json, spell
+from tests.torture.subjects import Subject, UnsoundError
 
 LOADED = "loaded as it was signed"
 

@@ -8,9 +8,9 @@ from keras_modelsec._signing.trust import load_trust
 from keras_modelsec.errors import SignatureError
 from keras_modelsec.integrity import repair, sign, verify, write_parity
 from keras_modelsec.integrity.parity.parity_file import ParityFile, record
-from torture import material
-from torture.damage import damage, edit_json, spell
-from torture.subjects import Subject, UnsoundError
+from tests.torture import material
+from tests.torture.damage import damage, edit_json, spell
+from tests.torture.subjects import Subject, UnsoundError
 
 MODEL = "model.bin"
 PARITY = f"{MODEL}.parity"

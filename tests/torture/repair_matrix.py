@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from torture.runner import ROOT
+from tests.torture.runner import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "repair_matrix.py"
 

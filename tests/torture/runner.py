@@ -1,7 +1,7 @@
 """Runs cases in worker processes, each case under a watchdog, and counts what came of them.
 
 Owns the processes. A worker that hangs over a case or dies of it is a failure of that case, and
-another one goes on with the next. `python -m torture.runner` is such a worker.
+another one goes on with the next. `python -m tests.torture.runner` is such a worker.
 """
 
 import collections
@@ -18,7 +18,7 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BATCH = 50
 # Argon2id may be asked for 16 passes over 256 MiB, which takes seconds when the machine is busy.
 LONGEST_CASE_SECONDS = 60
@@ -39,10 +39,10 @@ class Worker:
 
     def __init__(self, seed, keep):
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-        command = [sys.executable, "-W", "ignore", "-m", "torture.runner", str(seed), str(keep)]
+        command = [sys.executable, "-W", "ignore", "-m", "tests.torture.runner"]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
-            command,
+            [*command, str(seed), str(keep)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
@@ -142,7 +142,7 @@ def serve(seed, keep):
     """The worker: reads batches, writes a line for each case."""
     import resource
 
-    from torture import subjects
+    from tests.torture import subjects
 
     faulthandler.enable()
     classes, made = subjects.all_subjects(), {}

@@ -1,6 +1,6 @@
 """Disks that are full, folders that are read-only, and two writers at once, for all that writes.
 
-    python -m torture.disk [--sample] [--json]
+    python -m tests.torture.disk [--sample] [--json]
 
 Each operation is met by: a full disk (a limit on the size of files, which fails in the middle of a
 write; and, where this process may mount one, a file system of some KiB that is really full), a
@@ -27,7 +27,7 @@ from keras_modelsec.encryption import decrypt_file, encrypt_file, generate_encry
 from keras_modelsec.errors import ConcurrentChangeError, SignatureError
 from keras_modelsec.integrity import repair, sign, verify, write_parity
 from keras_modelsec.trust import TrustStore, generate_keys
-from torture import material, runner
+from tests.torture import material, runner
 
 KEY = bytes(range(32))
 SIZE = 300_000

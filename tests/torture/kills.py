@@ -1,7 +1,7 @@
 """kill -9 at random moments of SignOnSave, protect and repair, counted.
 
-    python -m torture.kills            # 270 kills, some minutes
-    python -m torture.kills --sample   # 14
+    python -m tests.torture.kills            # 270 kills, some minutes
+    python -m tests.torture.kills --sample   # 14
 
 After each kill, what is on the disk must verify (SignOnSave, protect) or be repairable to the
 signed bytes (repair); after the next run, nothing may lie about. The same folder is used on and on,
@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from torture import material, runner, writer
+from tests.torture import material, runner, writer
 
 # Kills by kind: (full, sample). Those with Keras take seconds each: the process must start.
 COUNTS = {
@@ -43,7 +43,7 @@ LONGEST_WAIT = {"export": 3.0, "": 0.4}
 def kill_once(folder, kind, rng):
     """One writer, killed; returns the seconds it wrote for."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-W", "ignore", "-m", "torture.writer", kind, str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.torture.writer", kind, str(folder)]
     with open(folder / "stderr", "wb") as stderr:
         process = subprocess.Popen(
             command,

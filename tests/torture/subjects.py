@@ -30,8 +30,8 @@ from keras_modelsec.integrity.encryption.key_slots import locks_for
 from keras_modelsec.integrity.statements.manifest import Manifest
 from keras_modelsec.integrity.statements.openssf_statement import to_bytes as statement_bytes
 from keras_modelsec.trust import TrustedRoots, TrustStore, load_signing_key
-from torture import material
-from torture.damage import damage, edit_json, spell
+from tests.torture import material
+from tests.torture.damage import damage, edit_json, spell
 
 ACCEPTED = "accepted, the same"
 OTHER_KEY = "another key (nothing promised)"
@@ -790,7 +790,7 @@ class EncryptionPrivateFile(EncryptionKeyFile):
 
 def all_subjects():
     """The subjects by their class names, in the order of the report."""
-    from torture import keras_subjects, repair_subjects
+    from tests.torture import keras_subjects, repair_subjects
 
     found = {}
     for module in (globals(), vars(repair_subjects), vars(keras_subjects)):
