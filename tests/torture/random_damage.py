@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.torture import runner, subjects
+from tests.torture import runner
+from tests.torture.subjects import catalogue
 
 SEED = 1
 SAMPLE = 10  # one case in so many
@@ -23,7 +24,7 @@ SAMPLE = 10  # one case in so many
 
 def chosen(options):
     """How many cases of which subjects."""
-    found = subjects.all_subjects()
+    found = catalogue.all_subjects()
     names = options.only or list(found)
     unknown = sorted(set(names) - set(found))
     if unknown:
@@ -36,7 +37,7 @@ def chosen(options):
 
 def replay(found, name, case, seed):
     with tempfile.TemporaryDirectory(dir=runner.scratch_folder()) as scratch:
-        subject = found[name](subjects.fresh(Path(scratch) / name))
+        subject = found[name](catalogue.fresh(Path(scratch) / name))
         what, verdict = subject.run(runner.case_rng(seed, name, case))
         print(f"{name} case {case}: {what}: {verdict}")
 

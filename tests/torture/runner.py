@@ -18,6 +18,8 @@ import time
 import traceback
 from pathlib import Path
 
+from tests.torture.subjects import catalogue
+
 ROOT = Path(__file__).parents[2]
 BATCH = 50
 # Argon2id may be asked for 16 passes over 256 MiB, which takes seconds when the machine is busy.
@@ -142,10 +144,8 @@ def serve(seed, keep):
     """The worker: reads batches, writes a line for each case."""
     import resource
 
-    from tests.torture import subjects
-
     faulthandler.enable()
-    classes, made = subjects.all_subjects(), {}
+    classes, made = catalogue.all_subjects(), {}
     out = os.fdopen(os.dup(1), "w")  # what Keras prints must not come between
     os.dup2(2, 1)
     with tempfile.TemporaryDirectory(prefix="torture-", dir=scratch_folder()) as scratch:
@@ -158,7 +158,7 @@ def serve(seed, keep):
             for index in range(start, stop):
                 faulthandler.dump_traceback_later(LONGEST_CASE_SECONDS, exit=True)
                 if name not in made:
-                    made[name] = classes[name](subjects.fresh(Path(scratch) / name))
+                    made[name] = classes[name](catalogue.fresh(Path(scratch) / name))
                 result = run_one(made[name], name, seed, index, keep)
                 faulthandler.cancel_dump_traceback_later()
                 print(json.dumps(result), file=out, flush=True)

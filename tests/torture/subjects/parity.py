@@ -10,7 +10,7 @@ from keras_modelsec.integrity import repair, sign, verify, write_parity
 from keras_modelsec.integrity.parity.parity_file import ParityFile, record
 from tests.torture import material
 from tests.torture.damage import damage, edit_json, spell
-from tests.torture.subjects import Subject, UnsoundError
+from tests.torture.subjects.base import Subject, UnsoundError
 
 MODEL = "model.bin"
 PARITY = f"{MODEL}.parity"

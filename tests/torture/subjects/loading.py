@@ -12,7 +12,7 @@ from keras_modelsec.errors import SignatureError, UnsafeModelError
 from keras_modelsec.integrity import sign
 from tests.torture import material
 from tests.torture.damage import damage, edit_json, spell
-from tests.torture.subjects import Subject, UnsoundError
+from tests.torture.subjects.base import Subject, UnsoundError
 
 LOADED = "loaded as it was signed"
 
