@@ -1,6 +1,7 @@
 """What is fuzzed: each parser, and which error classes may come of it.
 
-Whatever else comes out of a target is a finding.
+Whatever else comes out of a target is a finding. Beyond the tests, of every target: inputs that
+coverage leads ever deeper into the parser; each says what else ("they" are the tests).
 """
 
 import contextlib
@@ -49,6 +50,7 @@ def at_path(parse, ending):
 
 
 def openssf_bundle():
+    """Beyond the tests: a bundle that is accepted reads the same once it is written again."""
     from keras_modelsec._signing.sigstore_bundle import Envelope
     from keras_modelsec.errors import SignatureError
 
@@ -61,6 +63,9 @@ def openssf_bundle():
 
 
 def openssf_statement():
+    """Beyond the tests: values close to those of every genuine statement; they put a few far ones
+    into each field.
+    """
     from keras_modelsec.errors import SignatureError
     from keras_modelsec.integrity.statements import openssf_statement
 
@@ -68,6 +73,7 @@ def openssf_statement():
 
 
 def dsse_envelope():
+    """Beyond the tests: an envelope that is accepted reads the same once it is written again."""
     from keras_modelsec._signing.dsse import DsseEnvelope
     from keras_modelsec.errors import SignatureError
 
@@ -80,6 +86,9 @@ def dsse_envelope():
 
 
 def model_statement():
+    """Beyond the tests: a statement that is accepted reads the same once it is written again; they
+    show this of genuine ones.
+    """
     from keras_modelsec.errors import SignatureError
     from keras_modelsec.integrity.statements.model_statement import ModelStatement
 
@@ -92,6 +101,9 @@ def model_statement():
 
 
 def private_key():
+    """Beyond the tests: what OpenSSL makes of damaged keys of each kind (`InternalError` was found
+    here).
+    """
     from keras_modelsec.errors import KeyFormatError
     from keras_modelsec.trust import load_signing_key
 
@@ -99,6 +111,7 @@ def private_key():
 
 
 def public_key():
+    """Beyond the tests: damaged keys of each kind; they read chosen junk and cuts."""
     from keras_modelsec._signing.key_files import load_verifying_key
     from keras_modelsec.errors import KeyFormatError
 
@@ -106,6 +119,7 @@ def public_key():
 
 
 def wrapped_secret():
+    """Beyond the tests: bytes close to a genuine header; they draw all but its first five."""
     from keras_modelsec._signing.key_wrapping import check_blob
     from keras_modelsec.errors import KeyFormatError
 
@@ -113,6 +127,7 @@ def wrapped_secret():
 
 
 def encryption_key():
+    """Beyond the tests: frames, base64 and check sum at once; they alter single characters."""
     from keras_modelsec.encryption import EncryptionPrivateKey, EncryptionPublicKey
     from keras_modelsec.errors import KeyFormatError
 
@@ -124,6 +139,9 @@ def encryption_key():
 
 
 def encryption_header():
+    """Beyond the tests: a header that is accepted has one spelling, whatever the bytes; they alter
+    one at a time.
+    """
     from keras_modelsec.errors import DecryptionError
     from keras_modelsec.integrity.encryption.encryption_format import parse_header
 
@@ -135,6 +153,7 @@ def encryption_header():
 
 
 def encrypted_file():
+    """Beyond the tests: lengths and headers that contradict the chunks behind them."""
     from keras_modelsec.errors import DecryptionError
     from keras_modelsec.integrity.encryption.encrypted_stream import EncryptedFile
     from keras_modelsec.integrity.encryption.key_slots import openers_for
@@ -150,6 +169,7 @@ def encrypted_file():
 
 
 def parity_statement():
+    """Beyond the tests: numbers that contradict one another (a record of gigabytes was found)."""
     from keras_modelsec.errors import SignatureError
     from keras_modelsec.integrity.parity.parity_statement import ParityStatement
 
@@ -162,6 +182,9 @@ def parity_statement():
 
 
 def parity_file():
+    """Beyond the tests: what only the owner's signature keeps from the reader: every signature is
+    good here.
+    """
     from keras_modelsec.errors import SignatureError
     from keras_modelsec.integrity.parity.parity_file import ParityFile
 
@@ -177,6 +200,9 @@ def parity_file():
 
 
 def trust_store():
+    """Beyond the tests: a store that is accepted is written in one way; they edit one field with
+    drawn JSON.
+    """
     from keras_modelsec._signing.trust_store_contents import TrustStoreContents
     from keras_modelsec.errors import SignatureError
 
@@ -190,6 +216,7 @@ def trust_store():
 
 
 def certificate_chain():
+    """Beyond the tests: two and three certificates damaged at once; they flip single bits."""
     from keras_modelsec.errors import UntrustedKeyError
     from keras_modelsec.trust import TrustedRoots
 
@@ -207,6 +234,9 @@ def certificate_chain():
 
 
 def root_certificates():
+    """Beyond the tests: damaged roots (a name that `cryptography` reads only when it is asked for
+    was found here).
+    """
     from keras_modelsec.errors import KeyFormatError
     from keras_modelsec.trust import TrustedRoots
 
@@ -214,6 +244,9 @@ def root_certificates():
 
 
 def zip_archive():
+    """Beyond the tests: headers that agree with one another and not with `zipfile`; they change up
+    to four bytes.
+    """
     from keras_modelsec.errors import UnsafeModelError
     from keras_modelsec.integrity.contents.zip_checks import read_members
 
@@ -228,6 +261,9 @@ def zip_archive():
 
 
 def hdf5_file():
+    """Beyond the tests: structures that the HDF5 library itself stumbles over, in time and memory;
+    they change up to four bytes to a few values.
+    """
     from keras_modelsec.errors import UnsafeModelError
     from keras_modelsec.integrity.contents.hdf5_checks import check_hdf5
 
@@ -238,6 +274,9 @@ def hdf5_file():
 
 
 def keras_archive():
+    """Beyond the tests: archive, configuration and weights damaged in one input; they damage each
+    alone.
+    """
     from keras_modelsec.errors import UnsafeModelError
     from keras_modelsec.integrity.contents.keras_archive import Permissions, check_archive
 
@@ -245,6 +284,9 @@ def keras_archive():
 
 
 def configuration():
+    """Beyond the tests: edits of a real configuration, layers with code among them; they draw JSON
+    of a few words.
+    """
     from keras_modelsec.errors import UnsafeModelError
     from keras_modelsec.integrity.contents.config_checks import check_config
 
@@ -257,12 +299,16 @@ def configuration():
 
 
 def tensor_layout():
+    """Beyond the tests: that nothing is raised, for what nobody has signed yet; they cut and craft
+    files.
+    """
     from keras_modelsec.integrity.contents.tensor_layout import read_tensor_layout
 
     return at_path(read_tensor_layout, ".keras"), ()
 
 
 def tensor_layout_hdf5():
+    """Beyond the tests: the same for HDF5 that is in no archive."""
     from keras_modelsec.integrity.contents.tensor_layout import read_tensor_layout
 
     return at_path(read_tensor_layout, ".weights.h5"), ()

@@ -94,7 +94,11 @@ def small_disk():
 
 
 def limited(kind, sample):
-    """Each operation under limits from nothing to more than it needs."""
+    """Each operation under limits from nothing to more than it needs.
+
+    Beyond the tests: every operation at limits of 12,500 bytes apart; they set one for some
+    operations.
+    """
     limits = [0, 100, 5_000, 100_000, 290_000] if sample else range(0, 420_000, 12_500)
     for limit in limits:
         with tempfile.TemporaryDirectory(dir=runner.scratch_folder()) as scratch:
@@ -109,7 +113,11 @@ def limited(kind, sample):
 
 
 def really_full(kind, sample):
-    """Each operation on a disk with less and less room."""
+    """Each operation on a disk with less and less room.
+
+    Beyond the tests: a file system without room, where also names and folders cannot be made;
+    they limit the size of files, or raise the error themselves.
+    """
     with small_disk() as disk:
         if disk is None:
             return
@@ -128,7 +136,11 @@ def really_full(kind, sample):
 
 
 def read_only(kind, sample):
-    """Each operation in a folder that may only be read, in a process that is not root."""
+    """Each operation in a folder that may only be read, in a process that is not root.
+
+    Beyond the tests: every operation, and that no file's time has changed; they hold it for
+    repair, and for SignOnSave before it trains.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         os.chmod(scratch, 0o755)
         folder, operation = Path(scratch) / "work", kind()
@@ -173,7 +185,11 @@ def in_child(work, *, as_nobody=False):
 
 
 def two_writers(kind, sample):
-    """Two processes that do the same again and again; at the end one whole set is there."""
+    """Two processes that do the same again and again; at the end one whole set is there.
+
+    Beyond the tests: every operation that replaces; they hold this for saving, repair and trust
+    stores.
+    """
     for _ in range(1 if sample else 5):
         with tempfile.TemporaryDirectory(dir=runner.scratch_folder()) as scratch:
             folder, operation = Path(scratch), kind()

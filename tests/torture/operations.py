@@ -1,4 +1,7 @@
-"""All that writes, what was there before it, and what must hold whether it succeeds or not."""
+"""All that writes, what was there before it, and what must hold whether it succeeds or not.
+
+Each says what it covers beyond the tests ("they") when the faults of disk.py meet it.
+"""
 
 import tempfile
 from pathlib import Path
@@ -40,12 +43,20 @@ class Operation:
 
 
 class Sign(Operation):
+    """Beyond the tests: a statement of 20 kB that fails at each length, over an older one; they
+    fail one write.
+    """
+
     def run(self, folder):
         sign(self.model, material.OWNER, provenance={"note": "x" * 20_000})
 
 
 class SaveSigned(Operation):
-    """What SignOnSave does, with bytes in place of a model."""
+    """What SignOnSave does, with bytes in place of a model.
+
+    Beyond the tests: each length at which a disk is full, over an older pair that must still
+    verify; they fill it once.
+    """
 
     def run(self, folder):
         from keras_modelsec.integrity.signing.signed_saving import save_signed
@@ -55,6 +66,10 @@ class SaveSigned(Operation):
 
 
 class SaveSignedFolder(Operation):
+    """Beyond the tests: a folder, in the middle of any of its files; they fill the disk under a
+    single file.
+    """
+
     def prepare(self, folder):
         self.model = folder / "served"
         self.write(self.model, 0)
@@ -72,6 +87,10 @@ class SaveSignedFolder(Operation):
 
 
 class Protect(Operation):
+    """Beyond the tests: each length, and two that protect at once; they fill the disk at one,
+    alone.
+    """
+
     def run(self, folder):
         write_parity(self.model, material.OWNER, redundancy=0.2)
 
@@ -80,7 +99,10 @@ class Protect(Operation):
 
 
 class Repair(Operation):
-    """Bytes inserted, so that the file is written anew."""
+    """Bytes inserted, so that the file is written anew.
+
+    Beyond the tests: each length, and that what is left can still be repaired.
+    """
 
     errors = (OSError, SignatureError)
     insert = True
@@ -107,10 +129,16 @@ class Repair(Operation):
 
 
 class RepairInPlace(Repair):
+    """Beyond the tests: a disk without any room, which damage in place does not need."""
+
     insert = False
 
 
 class Encrypt(Operation):
+    """Beyond the tests: each length over an older encrypted file, which must still open; they write
+    new ones.
+    """
+
     def prepare(self, folder):
         super().prepare(folder)
         encrypt_file(self.model, KEY, folder / "old.enc")
@@ -127,6 +155,10 @@ class Encrypt(Operation):
 
 
 class Decrypt(Operation):
+    """Beyond the tests: each length over an older result, which is kept or replaced whole; they
+    write new ones.
+    """
+
     def prepare(self, folder):
         super().prepare(folder)
         encrypt_file(self.model, KEY, folder / "model.enc")
@@ -142,6 +174,8 @@ class Decrypt(Operation):
 
 
 class StoreSave(Operation):
+    """Beyond the tests: full disks and read-only folders; they save beside other writers only."""
+
     errors = (OSError, ConcurrentChangeError)
 
     def prepare(self, folder):
@@ -160,7 +194,10 @@ class StoreSave(Operation):
 
 
 class NewKeys(Operation):
-    """Half a pair is never left."""
+    """Half a pair is never left.
+
+    Beyond the tests: full disks, at each half of the pair; they make one half unwritable.
+    """
 
     def prepare(self, folder):
         pass
@@ -175,6 +212,8 @@ class NewKeys(Operation):
 
 
 class NewEncryptionKeys(NewKeys):
+    """Beyond the tests: both faults, for the other kind of pair; they keep files that exist."""
+
     def run(self, folder):
         generate_encryption_keys(folder / "new.pem")
 

@@ -2,7 +2,8 @@
 
 Owns the verdicts. A case either refuses, with an error class that the subject allows, or gives
 exactly what it gave before the damage. Anything else is a failure: another error, another result, a
-refusal that changed a file or left one behind.
+refusal that changed a file or left one behind. Each subject says what it covers beyond the tests
+("they"); held of every one, and by few of them, is that a refusal leaves all files as they were.
 """
 
 import os

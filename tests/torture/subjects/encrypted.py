@@ -79,10 +79,18 @@ class Encrypted(Subject):
 
 
 class EncryptedByKey(Encrypted):
+    """Beyond the tests: several kinds of damage at once, and whole chunks of another file under the
+    same key, down to the file that must not be there; they alter single bytes, cuts and orders.
+    """
+
     format, cases, key = "encrypted file: raw key", 1000, bytes(range(32))
 
 
 class EncryptedByRecipient(Encrypted):
+    """Beyond the tests: a slot whose key is sealed for a recipient; they alter files under a raw
+    key.
+    """
+
     format, cases = "encrypted file: public key", 300
 
     def make(self):
@@ -92,6 +100,8 @@ class EncryptedByRecipient(Encrypted):
 
 
 class EncryptedByPassphrase(Encrypted):
+    """Beyond the tests: a slot whose damage asks for other derivations; they set chosen costs."""
+
     format, cases = "encrypted file: passphrase", 200
 
     def make(self):
@@ -105,7 +115,11 @@ class EncryptedByPassphrase(Encrypted):
 
 
 class EncryptedLarge(Encrypted):
-    """As `encrypt_file` writes it, with chunks of 1 MiB."""
+    """As `encrypt_file` writes it, with chunks of 1 MiB.
+
+    Beyond the tests: the 1 MiB chunks that `encrypt_file` writes, damaged at random; they alter a
+    few chosen bytes of such a file.
+    """
 
     format, cases, key = "encrypted file: 3 MiB", 60, bytes(range(32))
 

@@ -15,7 +15,11 @@ OTHER_KEY = "another key (nothing promised)"
 
 
 class KeyFile(Subject):
-    """A private key under a password: the very key, or refused."""
+    """A private key under a password: the very key, or refused.
+
+    Beyond the tests: the PEM itself, its frame and its base64, and pieces of an unencrypted key;
+    they alter bytes of what is wrapped.
+    """
 
     format, operation, cases = "key file: Argon2id PEM", "load_signing_key", 300
     allowed = KeyFormatError
@@ -58,7 +62,11 @@ class KeyFile(Subject):
 
 
 class PlainKeyFile(KeyFile):
-    """PEM without a password: nothing in it says that it was damaged."""
+    """PEM without a password: nothing in it says that it was damaged.
+
+    Beyond the tests: damaged DER, as far as OpenSSL reads it; a key that comes out must sign what
+    it verifies. They cut, and read junk.
+    """
 
     format, cases, password = "key file: plain PEM", 500, None
 
@@ -75,6 +83,8 @@ class PlainKeyFile(KeyFile):
 
 
 class PlainEdKeyFile(PlainKeyFile):
+    """Beyond the tests: the same for a kind of key whose every 32 bytes are one."""
+
     format, cases = "key file: plain PEM, Ed25519", 300
 
     def pem(self):
@@ -86,7 +96,11 @@ class PlainEdKeyFile(PlainKeyFile):
 
 
 class Pkcs8KeyFile(PlainKeyFile):
-    """PKCS#8 under a password, which authenticates nothing."""
+    """PKCS#8 under a password, which authenticates nothing.
+
+    Beyond the tests: damage to cipher, derivation and padding; they state chosen costs and read
+    whole files.
+    """
 
     format, cases, password = "key file: PKCS#8 under a password", 120, material.PASSWORD
 
@@ -101,6 +115,8 @@ class Pkcs8KeyFile(PlainKeyFile):
 
 
 class PublicKeyFile(PlainKeyFile):
+    """Beyond the tests: damaged DER, so points that are on no curve; they cut, and read junk."""
+
     format, operation = "key file: public PEM", "load_verifying_key"
 
     def pem(self):
@@ -118,6 +134,8 @@ class PublicKeyFile(PlainKeyFile):
 
 
 class EncryptionKeyFile(KeyFile):
+    """Beyond the tests: cut, moved and foreign pieces; they alter single characters."""
+
     format, operation, cases = "encryption key: public PEM", "EncryptionPublicKey", 300
 
     def pem(self):
@@ -137,6 +155,10 @@ class EncryptionKeyFile(KeyFile):
 
 
 class EncryptionPrivateFile(EncryptionKeyFile):
+    """Beyond the tests: the wrapped key in PEM, with pieces of the same key wrapped again; they
+    read chosen wrong ones.
+    """
+
     format, operation, cases = "encryption key: private PEM", "EncryptionPrivateKey", 300
 
     def pem(self):

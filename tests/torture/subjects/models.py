@@ -38,19 +38,35 @@ class ModelFile(Subject):
 
 
 class KerasFile(ModelFile):
+    """Beyond the tests: a real archive, with both vouchers or either; they draw edits of 512 plain
+    bytes with one.
+    """
+
     format, name = ".keras", "model.keras"
 
 
 class WeightsFile(ModelFile):
+    """Beyond the tests: real HDF5, so that the refusal names tensors of a file whose structure is
+    damaged too.
+    """
+
     format, name = ".weights.h5", "model.weights.h5"
 
 
 class AnyFile(ModelFile):
+    """Beyond the tests: blocks moved, repeated and taken from another genuine model; both vouchers
+    beside it.
+    """
+
     format, name = "other file", "model.bin"
 
 
 class Folder(Subject):
-    """A signed SavedModel-like folder."""
+    """A signed SavedModel-like folder.
+
+    Beyond the tests: damaged bytes in any of the files, up to three kinds together, and files of
+    another signed folder; they make each difference of names once.
+    """
 
     format, operation, cases = "folder", "verify", 1200
 
@@ -121,18 +137,32 @@ class Located(ModelFile):
 
 
 class LocatedKeras(Located):
+    """Beyond the tests: damage that destroys the structure that tensors are found by: reordered,
+    spliced, its front cut; clean exactly if the bytes are the signed ones, and no file left.
+    """
+
     format, name, cases = ".keras", "model.keras", 400
 
 
 class LocatedWeights(Located):
+    """Beyond the tests: the same for HDF5 that is in no archive."""
+
     format, name = ".weights.h5", "model.weights.h5"
 
 
 class LocatedOther(Located):
+    """Beyond the tests: files that have no tensors, damaged at random; a report, and never another
+    error.
+    """
+
     format, name, cases = "other file", "model.bin", 150
 
 
 class LocatedFolder(Folder):
+    """Beyond the tests: files damaged, swapped, renamed, linked at random; they name chosen
+    differences.
+    """
+
     operation, cases = "locate_tampering", 300
 
     def operate(self):

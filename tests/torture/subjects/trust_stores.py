@@ -13,6 +13,10 @@ from tests.torture.subjects.base import Subject, UnsoundError
 
 
 class Store(Subject):
+    """Beyond the tests: a whole saved store, also spliced with its own genuine version before; they
+    read junk, and stores signed by others.
+    """
+
     operation, format = "TrustStore.load", "trust store: bytes"
     cases = 600
     hows = ("bytes",)
@@ -68,15 +72,25 @@ class Store(Subject):
 
 
 class StoreField(Store):
+    """Beyond the tests: the fields of the envelope; they edit those of what is signed."""
+
     format, hows = "trust store: fields of the envelope", ("field",)
 
 
 class StoreSigned(Store):
+    """Beyond the tests: values close to the genuine ones, signed again by an attacker who names the
+    root.
+    """
+
     format, cases = "trust store: signed fields", 800
     hows = ("old signature", "attacker's key", "attacker's key, root's hint")
 
 
 class StoreNonsense(Store):
+    """Beyond the tests: values close to sensible ones, signed by the root and loaded from a file;
+    they parse drawn JSON that nobody signed.
+    """
+
     format, hows = "trust store: signed fields, by the root", ("root's key",)
 
     def check_accepted(self, result):

@@ -130,40 +130,74 @@ class OwnersNonsense:
 
 
 class SignatureBytes(VoucherBytes):
+    """Beyond the tests: pieces of the same owner's signature on another model, and blocks moved;
+    they flip bits and draw small edits.
+    """
+
     format, ending = "NAME.sig: bytes", "sig"
 
 
 class SignatureField(VoucherField):
+    """Beyond the tests: values close to the genuine one (a letter, a number one off, other base64
+    of nearly the same bytes), spelled in odd ways; they put a few far ones into each field.
+    """
+
     format, ending = "NAME.sig: fields of the bundle", "sig"
 
 
 class SignatureSigned(SignaturePayload):
+    """Beyond the tests: an edited statement that an attacker signed again, under his own hint or
+    the owner's; they forge the signature or edit the fields.
+    """
+
     format, ending, cases = "NAME.sig: signed fields", "sig", 1000
 
 
 class SignatureNonsense(OwnersNonsense, SignaturePayload):
+    """Beyond the tests: values close to sensible ones, in two fields at a time; what is accepted
+    must still speak of this file's bytes.
+    """
+
     format, ending = "NAME.sig: signed fields, by the owner", "sig"
 
 
 class StatementBytes(VoucherBytes):
+    """Beyond the tests: pieces of another statement of the same owner, and blocks moved; they flip
+    bits and draw small edits.
+    """
+
     format, ending = "NAME.modelsec.json: bytes", "modelsec.json"
 
 
 class StatementField(VoucherField):
+    """Beyond the tests: values close to the genuine ones; one of two signatures edited or gone."""
+
     format, ending = "NAME.modelsec.json: fields of the envelope", "modelsec.json"
 
 
 class StatementSigned(StatementPayload):
+    """Beyond the tests: an edited statement that an attacker signed again, under his own hint or
+    the owner's, and two fields edited at a time.
+    """
+
     format, ending, cases = "NAME.modelsec.json: signed fields", "modelsec.json", 1200
 
 
 class StatementNonsense(OwnersNonsense, StatementPayload):
+    """Beyond the tests: values close to sensible ones, in lengths, places and digests of tensors
+    and leaves; what is accepted must still speak of this file's bytes.
+    """
+
     format, ending = "NAME.modelsec.json: signed fields, by the owner", "modelsec.json"
     cases = 1200
 
 
 class CertificateChain(Subject):
-    """A signature whose certificates lead to a trusted root."""
+    """A signature whose certificates lead to a trusted root.
+
+    Beyond the tests: certificates cut, spliced with one another, doubled; they flip single bits,
+    and put junk in place of certificates.
+    """
 
     format, operation, cases = "certificate chain", "verify", 800
 
