@@ -91,15 +91,15 @@ test-oldest: $(OLDEST_READY)
 	$(OLDEST_VENV)/bin/python -m pytest -m "not interop" $(PARALLEL) $(OLDEST_WARNINGS) $(PYTEST_ARGS)
 
 torture: $(READY)
-	@$(BIN)/python -W ignore -m torture $(TORTURE_ARGS)
+	@$(BIN)/python -W ignore -m tests.torture $(TORTURE_ARGS)
 
 torture-sample: $(READY)
-	@$(BIN)/python -W ignore -m torture --sample $(TORTURE_ARGS)
+	@$(BIN)/python -W ignore -m tests.torture --sample $(TORTURE_ARGS)
 
 fuzz: $(READY)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
 		PIP_CONSTRAINT=requirements/constraints.txt $(BIN)/python -m pip install -q -e '.[fuzz]'
-	@$(BIN)/python -W ignore -m torture.fuzzing --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+	@$(BIN)/python -W ignore -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

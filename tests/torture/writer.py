@@ -1,6 +1,6 @@
 """A process that writes signed models over and over until it is killed.
 
-    python -m torture.writer KIND FOLDER
+    python -m tests.torture.writer KIND FOLDER
 
 Owns the kinds. KIND is one of those in `KINDS`; FOLDER holds `key.pem`, and models in `live`. A
 line is printed once the first model is in place.

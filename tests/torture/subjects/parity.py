@@ -8,16 +8,20 @@ from keras_modelsec._signing.trust import load_trust
 from keras_modelsec.errors import SignatureError
 from keras_modelsec.integrity import repair, sign, verify, write_parity
 from keras_modelsec.integrity.parity.parity_file import ParityFile, record
-from torture import material
-from torture.damage import damage, edit_json, spell
-from torture.subjects import Subject, UnsoundError
+from tests.torture import material
+from tests.torture.damage import damage, edit_json, spell
+from tests.torture.subjects.base import Subject, UnsoundError
 
 MODEL = "model.bin"
 PARITY = f"{MODEL}.parity"
 
 
 class Parity(Subject):
-    """A little damage in the model, more in its parity file: the signed bytes or a refusal."""
+    """A little damage in the model, more in its parity file: the signed bytes or a refusal.
+
+    Beyond the tests: parity reordered, cut, spliced with that of another model of the same owner,
+    where the model is damaged too; they flip bytes of it.
+    """
 
     format, operation, cases = "NAME.parity: bytes", "repair", 500
     size = 60_000
@@ -73,7 +77,11 @@ class Parity(Subject):
 
 
 class ParitySigned(Parity):
-    """A field of the parity file's statement, in all three copies."""
+    """A field of the parity file's statement, in all three copies.
+
+    Beyond the tests: values close to the genuine ones, signed again by an attacker who may name
+    the owner, where the model is damaged too.
+    """
 
     format, cases = "NAME.parity: signed fields", 400
     hows = ("old signature", "attacker's key", "attacker's key, owner's hint")
@@ -104,6 +112,8 @@ class ParityNonsense(ParitySigned):
 
     That is refused when the file's digest is seen not to come out, after blocks were written in
     their places: what is held here is that nothing else is ever called repaired.
+
+    Beyond the tests: a repair with what still parses; they show which values do not.
     """
 
     format, hows = "NAME.parity: signed fields, by the owner", ("owner's key",)
@@ -115,7 +125,11 @@ class ParityNonsense(ParitySigned):
 
 
 class ParityVouchers(Parity):
-    """Signature and statement damaged too: repair puts them back, and nothing older or forged."""
+    """Signature and statement damaged too: repair puts them back, and nothing older or forged.
+
+    Beyond the tests: both edited field by field and byte by byte; they put back what is gone or
+    damaged in one way.
+    """
 
     format, cases = "NAME.parity: signature and statement damaged", 300
 
@@ -141,7 +155,10 @@ class ParityVouchers(Parity):
 
 
 class ParityOfFolder(Parity):
-    """A folder whose files are damaged, swapped, gone."""
+    """A folder whose files are damaged, swapped, gone.
+
+    Beyond the tests: files damaged at random, or the parity; they make each of a list of damages.
+    """
 
     format, cases = "NAME.parity: of a folder", 200
 
@@ -185,7 +202,10 @@ class ParityOfFolder(Parity):
 
 
 class Protect(Subject):
-    """A damaged model is not protected: its damage would be."""
+    """A damaged model is not protected: its damage would be.
+
+    Beyond the tests: every kind of damage; they change the first byte.
+    """
 
     format, operation, cases = "damaged model", "protect", 150
     allowed = SignatureError

@@ -1,8 +1,8 @@
 """Random damage to every format and every signed field, counted.
 
-    python -m torture.random_damage                            # all cases, some minutes
-    python -m torture.random_damage --sample                   # a tenth of them, for CI
-    python -m torture.random_damage --only Parity --case 17    # one again, in this process
+    python -m tests.torture.random_damage                            # all cases, some minutes
+    python -m tests.torture.random_damage --sample                   # a tenth of them, for CI
+    python -m tests.torture.random_damage --only Parity --case 17    # one again, in this process
 
 A case is decided by the seed, the subject's name and the case's number alone. The files of a
 failing case are kept.
@@ -15,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from torture import runner, subjects
+from tests.torture import runner
+from tests.torture.subjects import catalogue
 
 SEED = 1
 SAMPLE = 10  # one case in so many
@@ -23,7 +24,7 @@ SAMPLE = 10  # one case in so many
 
 def chosen(options):
     """How many cases of which subjects."""
-    found = subjects.all_subjects()
+    found = catalogue.all_subjects()
     names = options.only or list(found)
     unknown = sorted(set(names) - set(found))
     if unknown:
@@ -36,7 +37,7 @@ def chosen(options):
 
 def replay(found, name, case, seed):
     with tempfile.TemporaryDirectory(dir=runner.scratch_folder()) as scratch:
-        subject = found[name](subjects.fresh(Path(scratch) / name))
+        subject = found[name](catalogue.fresh(Path(scratch) / name))
         what, verdict = subject.run(runner.case_rng(seed, name, case))
         print(f"{name} case {case}: {what}: {verdict}")
 
@@ -56,7 +57,7 @@ def run(sample=False, seed=SEED, jobs=2, keep="torture-failures", only=None):
     tally = runner.run_cases(counts, seed, Path(keep).resolve(), jobs, progress)
     for failure in tally.failures:
         failure["replay"] = (
-            f"python -m torture.random_damage --seed {seed} --only {failure['subject']} "
+            f"python -m tests.torture.random_damage --seed {seed} --only {failure['subject']} "
             f"--case {failure['case']}"
         )
     rows = [

@@ -1,12 +1,15 @@
 """kill -9 at random moments of SignOnSave, protect and repair, counted.
 
-    python -m torture.kills            # 270 kills, some minutes
-    python -m torture.kills --sample   # 14
+    python -m tests.torture.kills            # 270 kills, some minutes
+    python -m tests.torture.kills --sample   # 14
 
 After each kill, what is on the disk must verify (SignOnSave, protect) or be repairable to the
 signed bytes (repair); after the next run, nothing may lie about. The same folder is used on and on,
-so that each writer begins with what the killed one left. (The steps of the protocols, one kill at
-each, are in tests/integrity/signing/test_signed_saving.py and test_repair_crashes.py.)
+so that each writer begins with what the killed one left.
+
+Beyond the tests: `BEYOND` says it of each kind. They kill `save_signed`, `repair`, `write_parity`
+at each step that touches the disk, `save_signed` at thirty random moments, and a fit twice
+(test_signed_saving.py, test_repair_crashes.py, test_sign_on_save.py).
 """
 
 import argparse
@@ -21,7 +24,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from torture import material, runner, writer
+from tests.torture import material, runner, writer
 
 # Kills by kind: (full, sample). Those with Keras take seconds each: the process must start.
 COUNTS = {
@@ -35,6 +38,17 @@ COUNTS = {
     "repair with a move": (40, 3),
     "repair of a folder": (40, 2),
 }
+BEYOND = {
+    "SignOnSave, .keras, in the background": "killed while training goes on, and again and again",
+    "SignOnSave, .keras": "training that waits for the save",
+    "SignOnSave, .weights.h5, in the background": "weights alone, written another way",
+    "SignOnSave, export folder, in the background": "a folder of many files, exported meanwhile",
+    "SignOnSave, export folder": "a folder of many files, in the middle of any",
+    "protect": "between system calls too, over parity of another size",
+    "repair in place": "between system calls too, and damaged anew before each repair",
+    "repair with a move": "between system calls too, with a byte inserted anywhere",
+    "repair of a folder": "between system calls too, with a file gone or of another length",
+}
 START_SECONDS = 180
 # A save takes some 30 ms, an export a second: each kill falls into one of the first few.
 LONGEST_WAIT = {"export": 3.0, "": 0.4}
@@ -43,7 +57,7 @@ LONGEST_WAIT = {"export": 3.0, "": 0.4}
 def kill_once(folder, kind, rng):
     """One writer, killed; returns the seconds it wrote for."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-W", "ignore", "-m", "torture.writer", kind, str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.torture.writer", kind, str(folder)]
     with open(folder / "stderr", "wb") as stderr:
         process = subprocess.Popen(
             command,

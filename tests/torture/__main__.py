@@ -1,8 +1,8 @@
 """Runs the fault suite and prints its counts.
 
-    python -m torture             # everything; `make torture`
-    python -m torture --sample    # some two minutes; `make torture-sample`, in CI
-    python -m torture --json      # the same as one JSON object
+    python -m tests.torture             # everything; `make torture`
+    python -m tests.torture --sample    # some two minutes; `make torture-sample`, in CI
+    python -m tests.torture --json      # the same as one JSON object
 
 Exits with 1 if anything failed. Fuzzing is apart (`make fuzz`): it has no end.
 """
@@ -13,8 +13,8 @@ import json
 import sys
 import time
 
-from torture import disk, kills, random_damage
-from torture.repair_matrix import repair_matrix
+from tests.torture import disk, kills, random_damage
+from tests.torture.repair_matrix import repair_matrix
 
 PARTS = ("damage", "kills", "disk", "repair")
 

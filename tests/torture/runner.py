@@ -1,7 +1,7 @@
 """Runs cases in worker processes, each case under a watchdog, and counts what came of them.
 
 Owns the processes. A worker that hangs over a case or dies of it is a failure of that case, and
-another one goes on with the next. `python -m torture.runner` is such a worker.
+another one goes on with the next. `python -m tests.torture.runner` is such a worker.
 """
 
 import collections
@@ -18,10 +18,14 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.torture.subjects import catalogue
+
+ROOT = Path(__file__).parents[2]
 BATCH = 50
 # Argon2id may be asked for 16 passes over 256 MiB, which takes seconds when the machine is busy.
 LONGEST_CASE_SECONDS = 60
+# A subject's first case makes it too, for which Keras may have to be imported.
+LONGEST_FIRST_SECONDS = 300
 _ADDRESS_SPACE = 16 << 30
 
 
@@ -39,10 +43,10 @@ class Worker:
 
     def __init__(self, seed, keep):
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-        command = [sys.executable, "-W", "ignore", "-m", "torture.runner", str(seed), str(keep)]
+        command = [sys.executable, "-W", "ignore", "-m", "tests.torture.runner"]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
-            command,
+            [*command, str(seed), str(keep)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
@@ -142,10 +146,8 @@ def serve(seed, keep):
     """The worker: reads batches, writes a line for each case."""
     import resource
 
-    from torture import subjects
-
     faulthandler.enable()
-    classes, made = subjects.all_subjects(), {}
+    classes, made = catalogue.all_subjects(), {}
     out = os.fdopen(os.dup(1), "w")  # what Keras prints must not come between
     os.dup2(2, 1)
     with tempfile.TemporaryDirectory(prefix="torture-", dir=scratch_folder()) as scratch:
@@ -156,9 +158,10 @@ def serve(seed, keep):
             else:
                 resource.setrlimit(resource.RLIMIT_AS, (-1, resource.RLIM_INFINITY))
             for index in range(start, stop):
-                faulthandler.dump_traceback_later(LONGEST_CASE_SECONDS, exit=True)
+                longest = LONGEST_CASE_SECONDS if name in made else LONGEST_FIRST_SECONDS
+                faulthandler.dump_traceback_later(longest, exit=True)
                 if name not in made:
-                    made[name] = classes[name](subjects.fresh(Path(scratch) / name))
+                    made[name] = classes[name](catalogue.fresh(Path(scratch) / name))
                 result = run_one(made[name], name, seed, index, keep)
                 faulthandler.cancel_dump_traceback_later()
                 print(json.dumps(result), file=out, flush=True)

@@ -10,9 +10,9 @@ import zipfile
 
 from keras_modelsec.errors import SignatureError, UnsafeModelError
 from keras_modelsec.integrity import sign
-from torture import material
-from torture.damage import damage, edit_json, spell
-from torture.subjects import Subject, UnsoundError
+from tests.torture import material
+from tests.torture.damage import damage, edit_json, spell
+from tests.torture.subjects.base import Subject, UnsoundError
 
 LOADED = "loaded as it was signed"
 
@@ -71,15 +71,25 @@ class Loading(Subject):
 
 
 class LoadDamaged(Loading):
+    """Beyond the tests: other lengths, orders and splices; they change a byte at chosen places."""
+
     format, cases = ".keras, damaged", 200
 
 
 class LoadSignedDamaged(Loading):
+    """Beyond the tests: a real archive damaged at random, and then signed; they sign crafted
+    attacks and junk.
+    """
+
     format, cases, allowed, resign = ".keras, damaged before it was signed", 400, ALLOWED, True
 
 
 class LoadSignedConfig(LoadSignedDamaged):
-    """One value of the configuration, in an archive that is otherwise whole."""
+    """One value of the configuration, in an archive that is otherwise whole.
+
+    Beyond the tests: values close to the genuine ones, in JSON that is spelled in odd ways; they
+    put ten values into random places.
+    """
 
     format, cases = ".keras, configuration edited before it was signed", 400
 
@@ -96,7 +106,11 @@ class LoadSignedConfig(LoadSignedDamaged):
 
 
 class LoadSignedWeights(LoadSignedDamaged):
-    """The HDF5 member, with its check sum made right."""
+    """The HDF5 member, with its check sum made right.
+
+    Beyond the tests: Keras reads what the check lets through; they give the check alone up to
+    four changed bytes.
+    """
 
     format, cases = ".keras, weights damaged before it was signed", 300
 
@@ -112,6 +126,8 @@ class LoadSignedWeights(LoadSignedDamaged):
 
 
 class LoadWeights(Loading):
+    """Beyond the tests: other lengths, orders and splices of a file of weights; they change one."""
+
     format, operation, cases = ".weights.h5, damaged", "load_verified_weights", 200
     name = "model.weights.h5"
 
@@ -128,10 +144,16 @@ class LoadWeights(Loading):
 
 
 class LoadWeightsSigned(LoadWeights):
+    """Beyond the tests: weights damaged and then signed, read into a model that is there."""
+
     format, cases, allowed, resign = ".weights.h5, damaged before it was signed", 300, ALLOWED, True
 
 
 class LoadLegacy(LoadSignedDamaged):
+    """Beyond the tests: the legacy format damaged and then signed, whose configuration lies in
+    HDF5; they sign attacks in it.
+    """
+
     format, cases, name = "legacy .h5, damaged before it was signed", 150, "model.h5"
 
     def save(self, path):
@@ -143,6 +165,10 @@ class LoadLegacy(LoadSignedDamaged):
 
 
 class LoadEncrypted(Loading):
+    """Beyond the tests: damage found while Keras's file is held in memory; they alter files that
+    are decrypted to a disk, and few that are loaded.
+    """
+
     format, operation, cases = ".keras.enc, damaged", "load_encrypted", 150
     name = "model.keras.enc"
     key = bytes(range(32))

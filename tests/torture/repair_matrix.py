@@ -1,11 +1,15 @@
-"""The repair matrix of benchmarks/repair_matrix.py, run beside it and counted."""
+"""The repair matrix of benchmarks/repair_matrix.py, run beside it and counted.
+
+Beyond the tests: files of megabytes, and for each kind of damage amounts up to what is too much;
+they hold chosen damages, and drawn ones of small files.
+"""
 
 import json
 import subprocess
 import sys
 import time
 
-from torture.runner import ROOT
+from tests.torture.runner import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "repair_matrix.py"
 

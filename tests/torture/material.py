@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from keras_modelsec.trust import ExternalSigner
-from torture.fuzzing import CONFIG, GOLDEN
+from tests.torture.genuine import CONFIG
 
 USAGES = (
     "digital_signature",
@@ -136,7 +136,3 @@ def certificates():
     leaf = issue("Torture Signer", 4, "Torture Authority", 11, False)
     chain = tuple(item.public_bytes(serialization.Encoding.DER) for item in (leaf, middle))
     return chain, root.public_bytes(serialization.Encoding.PEM)
-
-
-def golden(name):
-    return (GOLDEN / name).read_bytes()

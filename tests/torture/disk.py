@@ -1,6 +1,6 @@
 """Disks that are full, folders that are read-only, and two writers at once, for all that writes.
 
-    python -m torture.disk [--sample] [--json]
+    python -m tests.torture.disk [--sample] [--json]
 
 Each operation is met by: a full disk (a limit on the size of files, which fails in the middle of a
 write; and, where this process may mount one, a file system of some KiB that is really full), a
@@ -23,196 +23,10 @@ import time
 import traceback
 from pathlib import Path
 
-from keras_modelsec.encryption import decrypt_file, encrypt_file, generate_encryption_keys
-from keras_modelsec.errors import ConcurrentChangeError, SignatureError
-from keras_modelsec.integrity import repair, sign, verify, write_parity
-from keras_modelsec.trust import TrustStore, generate_keys
-from torture import material, runner
+from keras_modelsec.errors import ConcurrentChangeError
+from tests.torture import operations, runner
 
-KEY = bytes(range(32))
-SIZE = 300_000
 NOBODY = 65534
-
-
-def model_in(folder, name="model.bin"):
-    path = folder / name
-    path.write_bytes(material.random_bytes(SIZE))
-    return path
-
-
-class Operation:
-    """Something that writes; `prepare` makes what was there before, `check` is what must hold."""
-
-    errors = OSError
-
-    def prepare(self, folder):
-        self.model = model_in(folder)
-        sign(self.model, material.OWNER)
-
-    def run(self, folder):
-        raise NotImplementedError
-
-    def check(self, folder):
-        """What must hold whether the operation succeeded or not."""
-        verify(self.model, material.OWNER.verifying_key)
-
-    def check_done(self, folder):
-        """What must hold too if it succeeded."""
-
-
-class Sign(Operation):
-    def run(self, folder):
-        sign(self.model, material.OWNER, provenance={"note": "x" * 20_000})
-
-
-class SaveSigned(Operation):
-    """What SignOnSave does, with bytes in place of a model."""
-
-    def run(self, folder):
-        from keras_modelsec.integrity.signing.signed_saving import save_signed
-
-        data = material.random_bytes(SIZE, 1)
-        save_signed(lambda path: Path(path).write_bytes(data), self.model, [material.OWNER])
-
-
-class SaveSignedFolder(Operation):
-    def prepare(self, folder):
-        self.model = folder / "served"
-        self.write(self.model, 0)
-        sign(self.model, material.OWNER)
-
-    def write(self, place, seed):
-        for name, data in material.folder_files(seed).items():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).write_bytes(data)
-
-    def run(self, folder):
-        from keras_modelsec.integrity.signing.signed_saving import save_signed
-
-        save_signed(lambda path: self.write(Path(path), 7), self.model, [material.OWNER])
-
-
-class Protect(Operation):
-    def run(self, folder):
-        write_parity(self.model, material.OWNER, redundancy=0.2)
-
-    def check_done(self, folder):
-        repair(self.model, material.OWNER.verifying_key)
-
-
-class Repair(Operation):
-    """Bytes inserted, so that the file is written anew."""
-
-    errors = (OSError, SignatureError)
-    insert = True
-
-    def prepare(self, folder):
-        super().prepare(folder)
-        write_parity(self.model, material.OWNER, redundancy=0.2)
-        good = self.model.read_bytes()
-        middle = b"x" if self.insert else b""
-        cut = 1000 if self.insert else 1100
-        self.model.write_bytes(good[:1000] + middle + b"y" * (cut - 1000) + good[cut:])
-        self.damaged, self.good = self.model.read_bytes(), good
-
-    def run(self, folder):
-        repair(self.model, material.OWNER.verifying_key)
-
-    def check(self, folder):
-        """Repairable still, whatever happened."""
-        if self.model.read_bytes() not in (self.damaged, self.good):
-            raise AssertionError("the model is neither as it was nor repaired")
-
-    def check_done(self, folder):
-        verify(self.model, material.OWNER.verifying_key)
-
-
-class RepairInPlace(Repair):
-    insert = False
-
-
-class Encrypt(Operation):
-    def prepare(self, folder):
-        super().prepare(folder)
-        encrypt_file(self.model, KEY, folder / "old.enc")
-
-    def run(self, folder):
-        encrypt_file(self.model, KEY, folder / "old.enc", overwrite=True)
-
-    def check(self, folder):
-        super().check(folder)
-        with tempfile.TemporaryDirectory() as elsewhere:
-            plain = decrypt_file(folder / "old.enc", KEY, Path(elsewhere) / "plain")
-            if plain.read_bytes() != material.random_bytes(SIZE):
-                raise AssertionError("the encrypted file that was there is lost")
-
-
-class Decrypt(Operation):
-    def prepare(self, folder):
-        super().prepare(folder)
-        encrypt_file(self.model, KEY, folder / "model.enc")
-        (folder / "plain").write_bytes(b"old")
-
-    def run(self, folder):
-        decrypt_file(folder / "model.enc", KEY, folder / "plain", overwrite=True)
-
-    def check(self, folder):
-        super().check(folder)
-        if (folder / "plain").read_bytes() not in (b"old", material.random_bytes(SIZE)):
-            raise AssertionError("half a plaintext was released")
-
-
-class StoreSave(Operation):
-    errors = (OSError, ConcurrentChangeError)
-
-    def prepare(self, folder):
-        self.path = folder / "trust.json"
-        self.store = TrustStore()
-        self.store.add(material.OWNER.verifying_key)
-        self.store.save(self.path, material.ROOT)
-
-    def run(self, folder):
-        store = TrustStore.load(self.path, material.ROOT.verifying_key)
-        store.add(material.ATTACKER.verifying_key, comment="x" * 200_000)
-        store.save(self.path, material.ROOT)
-
-    def check(self, folder):
-        TrustStore.load(self.path, material.ROOT.verifying_key)
-
-
-class NewKeys(Operation):
-    """Half a pair is never left."""
-
-    def prepare(self, folder):
-        pass
-
-    def run(self, folder):
-        generate_keys(folder / "new.pem")
-
-    def check(self, folder):
-        found = {path.name for path in folder.iterdir()}
-        if found not in (set(), {"new.pem", "new.pub"}):
-            raise AssertionError(f"half a pair: {sorted(found)}")
-
-
-class NewEncryptionKeys(NewKeys):
-    def run(self, folder):
-        generate_encryption_keys(folder / "new.pem")
-
-
-OPERATIONS = (
-    Sign,
-    SaveSigned,
-    SaveSignedFolder,
-    Protect,
-    Repair,
-    RepairInPlace,
-    Encrypt,
-    Decrypt,
-    StoreSave,
-    NewKeys,
-    NewEncryptionKeys,
-)
 
 
 def names(folder):
@@ -280,7 +94,11 @@ def small_disk():
 
 
 def limited(kind, sample):
-    """Each operation under limits from nothing to more than it needs."""
+    """Each operation under limits from nothing to more than it needs.
+
+    Beyond the tests: every operation at limits of 12,500 bytes apart; they set one for some
+    operations.
+    """
     limits = [0, 100, 5_000, 100_000, 290_000] if sample else range(0, 420_000, 12_500)
     for limit in limits:
         with tempfile.TemporaryDirectory(dir=runner.scratch_folder()) as scratch:
@@ -295,7 +113,11 @@ def limited(kind, sample):
 
 
 def really_full(kind, sample):
-    """Each operation on a disk with less and less room."""
+    """Each operation on a disk with less and less room.
+
+    Beyond the tests: a file system without room, where also names and folders cannot be made;
+    they limit the size of files, or raise the error themselves.
+    """
     with small_disk() as disk:
         if disk is None:
             return
@@ -314,7 +136,11 @@ def really_full(kind, sample):
 
 
 def read_only(kind, sample):
-    """Each operation in a folder that may only be read, in a process that is not root."""
+    """Each operation in a folder that may only be read, in a process that is not root.
+
+    Beyond the tests: every operation, and that no file's time has changed; they hold it for
+    repair, and for SignOnSave before it trains.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         os.chmod(scratch, 0o755)
         folder, operation = Path(scratch) / "work", kind()
@@ -359,7 +185,11 @@ def in_child(work, *, as_nobody=False):
 
 
 def two_writers(kind, sample):
-    """Two processes that do the same again and again; at the end one whole set is there."""
+    """Two processes that do the same again and again; at the end one whole set is there.
+
+    Beyond the tests: every operation that replaces; they hold this for saving, repair and trust
+    stores.
+    """
     for _ in range(1 if sample else 5):
         with tempfile.TemporaryDirectory(dir=runner.scratch_folder()) as scratch:
             folder, operation = Path(scratch), kind()
@@ -397,10 +227,6 @@ def _write_on(operation, folder, stop):
     return 0
 
 
-# A pair of keys is made once: two processes that make the same one are promised nothing.
-ONE_WRITER = (NewKeys, NewEncryptionKeys)
-
-
 FAULTS = {
     "file size limit": limited,
     "full file system": really_full,
@@ -412,8 +238,8 @@ FAULTS = {
 def run(sample=False):
     start, rows = time.perf_counter(), []
     for name, fault in FAULTS.items():
-        for kind in OPERATIONS:
-            if fault is two_writers and kind in ONE_WRITER:
+        for kind in operations.OPERATIONS:
+            if fault is two_writers and kind in operations.ONE_WRITER:
                 continue
             row = {"fault": name, "operation": kind.__name__, "verdicts": {}, "failure": None}
             try:

@@ -1,0 +1,1 @@
+"""What is damaged and what must come of it; `catalogue` has all of it."""
