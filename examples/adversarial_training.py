@@ -5,10 +5,9 @@
 Robust accuracy is an ordinary log value: it stops training early and names the checkpoint.
 """
 
-import sys
-import tempfile
 from pathlib import Path
 
+import command_line
 import digits
 from quiet import keras
 
@@ -68,5 +67,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as temporary:
-        main(Path(sys.argv[1] if len(sys.argv) > 1 else temporary))
+    command_line.run(main)

@@ -6,12 +6,11 @@ Then the same model in memory, where a bit flips while it serves, and on a disk 
 """
 
 import random
-import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import digits
 import numpy as np
 from quiet import keras
@@ -166,5 +165,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as temporary:
-        main(Path(sys.argv[1] if len(sys.argv) > 1 else temporary))
+    command_line.run(main)

@@ -1,14 +1,13 @@
 """Private training: an optimizer that adds noise, and a budget that stops in time.
 
-    python examples/private_training.py
+    python examples/private_training.py [FOLDER]
 
 The budget belongs to the weights: it is saved with them, and training on counts from there.
 """
 
-import sys
-import tempfile
 from pathlib import Path
 
+import command_line
 import digits
 from quiet import keras
 
@@ -49,5 +48,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as temporary:
-        main(Path(sys.argv[1] if len(sys.argv) > 1 else temporary))
+    command_line.run(main)

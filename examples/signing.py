@@ -3,10 +3,9 @@
 python examples/signing.py [FOLDER]
 """
 
-import sys
-import tempfile
 from pathlib import Path
 
+import command_line
 import digits
 from quiet import keras
 
@@ -62,5 +61,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as temporary:
-        main(Path(sys.argv[1] if len(sys.argv) > 1 else temporary))
+    command_line.run(main)

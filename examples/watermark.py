@@ -3,6 +3,7 @@
 python examples/watermark.py
 """
 
+import command_line
 import digits
 import numpy as np
 from quiet import keras
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run_without_files(main)

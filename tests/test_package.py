@@ -27,7 +27,7 @@ def run(*arguments, **options):
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         check=False,
         **options,
     )

@@ -246,7 +246,7 @@ def test_one_interrupt_at_each_of_20_random_moments_stops_training(tmp_path, kin
         [sys.executable, "-W", "ignore", "-c", RUN, kind, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         check=False,
     )
     assert done.stdout.splitlines()[-1:] == ["obeyed 20"], done.stdout + done.stderr[-2000:]

@@ -12,7 +12,7 @@ def run(script, *paths):
         [sys.executable, "-W", "ignore", "-c", script, *map(str, paths)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stderr

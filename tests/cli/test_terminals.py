@@ -93,7 +93,7 @@ def test_a_command_that_is_stopped_leaves_no_half_made_file(tmp_path, name):
             assert process.stdout.readline() == "has begun\n"
             assert set(os.listdir(tmp_path)) > before
             process.send_signal(getattr(signal, name))
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=1800)
         finally:
             process.kill()
     assert process.returncode == 2

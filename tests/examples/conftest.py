@@ -1,6 +1,7 @@
 """Runs an example as a user does: in a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,15 +33,20 @@ def start_example(tmp_path, fonts):
         environment |= {"PYTHONUNBUFFERED": "1", "MPLCONFIGDIR": str(fonts)}
         path = [str(ROOT), environment.get("PYTHONPATH")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env=environment,
-            **options,
-        )
+        # A shell has what it runs in the background ignore Ctrl-C, and that is inherited.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=tmp_path,
+                env=environment,
+                **options,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     return start
 
@@ -52,7 +58,7 @@ def run_example(start_example):
     def run(name, *arguments):
         with start_example(name, *arguments) as process:
             try:
-                out, err = process.communicate(timeout=600)
+                out, err = process.communicate(timeout=1800)
             except BaseException:
                 process.kill()
                 raise

@@ -1,6 +1,7 @@
 """Each domain's example runs, says what it promises, and says nothing on standard error."""
 
 import re
+import signal
 
 import pytest
 
@@ -69,3 +70,34 @@ def test_industrial_example_finds_and_repairs_every_damage(run_example, tmp_path
     assert "refused:   RolledBackError" in done.stdout
     assert "plaintext in the file: False" in done.stdout
     assert "decrypted weights are the same: True" in done.stdout
+
+
+def test_wrong_options_of_an_example_are_refused(run_example, tmp_path):
+    done = run_example("watermark", "--strenght", "2")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: watermark.py [-h]")
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("wrong", ["in the way", "used before"])
+def test_folder_that_cannot_be_used_is_refused_in_a_line(run_example, tmp_path, wrong):
+    (tmp_path / "owner.pem").write_text("of an earlier run")
+    folder = tmp_path / "owner.pem" if wrong == "in the way" else tmp_path
+    done = run_example("signing", folder)
+    assert done.returncode == 2
+    assert re.fullmatch(r"signing\.py: \w+Error: .*owner\.pem.*\n", done.stderr)
+    assert (tmp_path / "owner.pem").read_text() == "of an earlier run"
+
+
+def test_example_makes_its_folder_and_ends_by_ctrl_c_without_a_traceback(start_example, tmp_path):
+    folder = tmp_path / "new" / "run"
+    with start_example("signing", folder, umask=0o002) as process:
+        try:
+            assert process.stdout.readline().startswith("Epoch 1")
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=1800)
+        finally:
+            process.kill()
+    assert err == "Interrupted.\n"
+    assert process.returncode == 130
+    assert folder.stat().st_mode & 0o022 == 0

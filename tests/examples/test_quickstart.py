@@ -163,7 +163,7 @@ def test_interrupted_run_ends_without_a_traceback_and_leaves_a_signed_model(
             if signature.exists():
                 break
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=1800)
     assert signature.exists(), out
     assert process.returncode in (-signal.SIGINT, 130)
     assert err.strip() == "Interrupted. A model that was signed before is still whole and verifies."

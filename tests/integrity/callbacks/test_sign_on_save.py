@@ -431,7 +431,7 @@ def test_error_on_the_other_thread_stops_training_at_the_next_batch(tmp_path, pe
         def on_train_batch_end(self, batch, logs=None):
             batches.append(batch)
             if saving._pending is not None:
-                concurrent.futures.wait([saving._pending], 300)  # as long as a busy machine takes
+                concurrent.futures.wait([saving._pending], 1800)  # as long as a busy machine takes
 
     monkeypatch.setattr("keras_modelsec._storage.publishing.sync_tree", full)
     saving = SignOnSave(tmp_path / "m.keras", pem, save_freq=2)
@@ -447,13 +447,13 @@ def test_training_goes_on_while_a_checkpoint_is_signed(tmp_path, pem, public, mo
 
     def slow(path):
         began.set()
-        assert went_on.wait(300)
+        assert went_on.wait(1800)
         original(path)
 
     class GoesOn(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if batch == 12:
-                assert began.wait(300)
+                assert began.wait(1800)
                 assert not (tmp_path / "m.keras").exists()
                 went_on.set()
 
@@ -506,7 +506,7 @@ class Gate:
         self.opened, original = threading.Event(), sign_on_save.describe_while_writing
 
         def late(image, path):
-            assert self.opened.wait(300)
+            assert self.opened.wait(1800)
             self.opened.clear()
             return original(image, path)
 

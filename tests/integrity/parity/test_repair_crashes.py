@@ -150,7 +150,7 @@ def test_kill_at_every_step_leaves_what_the_next_call_completes(tmp_path, scenar
         [sys.executable, "-c", SCRIPT, scenario, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout)["kills"] >= least

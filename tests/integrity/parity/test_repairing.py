@@ -551,7 +551,7 @@ def test_read_only_folder_is_a_permission_error_and_changes_nothing(public):
             [sys.executable, "-c", READ_ONLY, *arguments],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1800,
         )
         assert process.stdout == "refused\n", process.stderr
         assert model.read_bytes() == bad

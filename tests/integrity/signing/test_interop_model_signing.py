@@ -16,7 +16,7 @@ CURVES = ["p256", "p384", "p521"]
 
 def model_signing(*arguments):
     command = [sys.executable, "-W", "ignore", "-m", "model_signing", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -142,7 +142,7 @@ def test_kill_at_every_step_leaves_a_pair_that_verifies(target, key, public, key
                 os.replace(path, f"{path}.next")
                 path.write_bytes(data)
         writer = start_writer(target, key_file, crash_at)
-        output = writer.communicate(timeout=300)[0]
+        output = writer.communicate(timeout=1800)[0]
         if writer.returncode == 0:
             assert "finished" in output
             break
