@@ -237,7 +237,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
             gradient = total / divisor
             if penalty is not None:
                 gradient = gradient + ops.cast(penalty, "float32") / replicas
-            gradients.append(ops.cast(gradient, variable.dtype))
+            # Rounded before replicas are added up, each would show more than their sum does.
+            gradients.append(gradient if replicas > 1 else ops.cast(gradient, variable.dtype))
         # A step that got no batch fails in its trace's first operation, while what does not depend
         # on the batch may run: it must not count. And nothing is released before it has counted.
         self.ledger.record_release(self.noise_multiplier, self.micro_batches or 1, after=sums)
