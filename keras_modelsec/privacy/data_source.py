@@ -21,6 +21,7 @@ _BATCHING = {"Batch", "PaddedBatch", "ParallelBatch", "Rebatch"}
 _ORIGINS = {"TensorSlice", "Tensor", "Range", "TFRecord", "TextLine", "FixedLengthRecord"}
 _JOINING = {"Concatenate"}
 _REPEATING = {"Repeat", "ShuffleAndRepeat"}
+_PER_REPLICA = "PerReplica"  # batches of one release, which may hold the same examples
 # After a repetition these shift where a pass ends, or how many examples are between its ends.
 _SHIFTING = {"Filter", "IgnoreErrors", "Shard", "Skip", "Unbatch", "Zip", "Concatenate"}
 
@@ -61,6 +62,8 @@ def describe(x: Any, steps_per_epoch: int | None = None) -> DataSource:
         steps_per_epoch: Another one.
     """
     step = backend.dataset_steps(x)
+    if step is not None and step.kind == _PER_REPLICA:
+        return DataSource(once=False, once_a_batch=False, in_passes=False)
     if step is not None:
         return _of_pipeline(step, batches_later=False, reorders_later=False)
     if isinstance(x, keras.utils.PyDataset):
@@ -114,8 +117,10 @@ def check_batches_are_bounded(source: DataSource, dataset_size: int, is_spanning
         why = "and no `dataset_size`"
     raise NotPrivateError(
         "Training data that repeat, or meet themselves, before they are batched can hold an "
-        "example several times in one batch, which must be bounded. Received: a tf.data pipeline "
-        f"with such a step before `batch`, {why}. Leave `repeat` out (`fit` starts the data over "
+        "example several times in one batch, which must be bounded, and so can batches that a "
+        "function makes for each replica. Received: a tf.data pipeline with such a step before "
+        f"`batch`, {why}; or `distribute_datasets_from_function`. Give `fit` the data set itself. "
+        "Leave `repeat` out (`fit` starts the data over "
         "in each epoch), or repeat the batches (`.batch(...).repeat()`), or shuffle before "
         "`repeat` and say how many examples there are: ms.PrivacyBudget(dataset_size=...)."
     )

@@ -1,5 +1,6 @@
 """The mixin that makes a model's train step private when it has a `DPOptimizer`."""
 
+import contextlib
 import weakref
 from typing import Any
 
@@ -19,6 +20,7 @@ from keras_modelsec.privacy.independence import check_examples_are_independent
 from keras_modelsec.privacy.layer_rules.rule import floating_leaves
 from keras_modelsec.privacy.model_checks import check_model
 from keras_modelsec.privacy.observation import current_observer
+from keras_modelsec.privacy.one_thread import only_this_thread
 from keras_modelsec.privacy.probe_batches import UNKNOWN_SIZE
 from keras_modelsec.privacy.spending_record import SpendingRecord
 
@@ -116,13 +118,19 @@ class DPMixin(TrainStepOwner):
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; what the data show of themselves goes into the privacy ledger."""
         steps = args[11] if len(args) > 11 else kwargs.get("steps_per_epoch")
-        self.fit_source = describe(x, steps)
-        self._note_batch_size(x, args[1] if len(args) > 1 else kwargs.get("batch_size"))
-        try:
-            return super().fit(x, *args, **kwargs)  # type: ignore[misc]
-        finally:
-            self.fit_source, self.fit_batch_size = NOTHING_KNOWN, None
-            self._begin_run()
+        with self._only_this_thread():
+            self.fit_source = describe(x, steps)
+            self._note_batch_size(x, args[1] if len(args) > 1 else kwargs.get("batch_size"))
+            try:
+                return super().fit(x, *args, **kwargs)  # type: ignore[misc]
+            finally:
+                self.fit_source, self.fit_batch_size = NOTHING_KNOWN, None
+                self._begin_run()
+
+    def _only_this_thread(self) -> contextlib.AbstractContextManager[None]:
+        model: Any = self
+        is_private = isinstance(getattr(model, "optimizer", None), DPOptimizer)
+        return only_this_thread(model) if is_private else contextlib.nullcontext()
 
     def _note_batch_size(self, x: Any, batch_size: int | None) -> None:
         """What the probe is to know; for larger batches than any before it runs again."""
@@ -138,7 +146,8 @@ class DPMixin(TrainStepOwner):
 
         What it makes tells the ledger whenever Keras starts the data over.
         """
-        self._begin_run()
+        with self._only_this_thread():
+            self._begin_run()
         model: Any = self
         optimizer = getattr(model, "optimizer", None)
         if isinstance(optimizer, DPOptimizer) and model.built and not optimizer.built:
@@ -194,6 +203,8 @@ class DPMixin(TrainStepOwner):
         if observer is not None:
             return observer.observe(batch)
         _refuse_bypassing(model, optimizer)
+        if not optimizer.ledger.is_within_fit:
+            _refuse_replicas(backend.replica_count())
         optimizer.build(model.trainable_variables)  # so that the probe knows its variables
         own_data = _WithoutValues((batch.x, batch.y, batch.sample_weight))
         check_examples_are_independent(
@@ -212,6 +223,12 @@ def _refuse_uncharged(model: TrainStepOwner) -> None:
             "A model trained privately must update once with each batch: every further update is "
             "another release of the same examples, which the ledger would not charge. Received: "
             f"updates_per_batch={model.updates_per_batch} from {model.name_of_hooks()}."
+        )
+    if not backend.is_in_one_process():
+        raise NotPrivateError(
+            "A model is trained privately on one device, or under tf.distribute.MirroredStrategy: "
+            "how others deal out the data is not known, and an example may be with two workers at "
+            "once. Received: another strategy. Leave it out."
         )
     if model.wants_input_gradients:
         raise NotPrivateError(
@@ -239,6 +256,17 @@ def _refuse_bypassing(model: TrainStepOwner, optimizer: DPOptimizer) -> None:
         )
 
 
+def _refuse_replicas(count: int) -> None:
+    """Refuses steps outside of `fit` where each replica may be given the same examples."""
+    if count > 1:
+        raise NotPrivateError(
+            "With several replicas a model is trained privately by `fit` only, which deals each "
+            "batch out among them: `train_on_batch` gives the whole of it to each, so that every "
+            f"example counts several times in one noisy step. Received: a step outside of `fit` "
+            f"with {count} replicas. Use `fit`, or one replica."
+        )
+
+
 class _PassCounter:
     """A compiled train function that tells the ledger of each iterator that it is first given.
 
@@ -260,13 +288,16 @@ class _PassCounter:
         optimizer = model.optimizer
         if not isinstance(optimizer, DPOptimizer):
             return self._function(iterator)
-        if iterator is not self._iterator:
-            # A callback that trains on data of its own is not `fit`, and its data are not known.
-            by_fit = internals.is_called_by_fit()
-            optimizer.begin_pass(model.fit_source if by_fit else NOTHING_KNOWN)
-            self._iterator = iterator
-        with optimizer.ledger.within_fit():
-            return self._function(iterator)
+        # A callback that trains on data of its own is not `fit`, and its data are not known.
+        by_fit = internals.is_called_by_fit()
+        with only_this_thread(model):
+            if iterator is not self._iterator:
+                if not by_fit:
+                    _refuse_replicas(internals.replicas_of(model))
+                optimizer.begin_pass(model.fit_source if by_fit else NOTHING_KNOWN)
+                self._iterator = iterator
+            with optimizer.ledger.within_fit():
+                return self._function(iterator)
 
 
 def _require_finite(x: Any) -> Any:

@@ -18,7 +18,7 @@ from keras_modelsec.privacy.data_source import (
     DataSource,
     check_batches_are_bounded,
 )
-from keras_modelsec.privacy.inner_optimizer import check_inner_optimizer
+from keras_modelsec.privacy.inner_optimizer import check_float32_holds, check_inner_optimizer
 from keras_modelsec.privacy.ledger import EVERY_BATCH, ONE_PASS, SEVERAL, SPANNING, Ledger, Run
 
 Tensor = Any
@@ -94,6 +94,7 @@ class DPOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name)
         self.l2_norm_clip = check_number("l2_norm_clip", l2_norm_clip, above=0)
         self.noise_multiplier = check_number("noise_multiplier", noise_multiplier, minimum=0)
+        check_float32_holds(l2_norm_clip, noise_multiplier)
         self.expected_batch_size = check_integer(
             "expected_batch_size", expected_batch_size, minimum=1, optional=True
         )
@@ -237,7 +238,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
             gradient = total / divisor
             if penalty is not None:
                 gradient = gradient + ops.cast(penalty, "float32") / replicas
-            gradients.append(ops.cast(gradient, variable.dtype))
+            # Rounded before replicas are added up, each would show more than their sum does.
+            gradients.append(gradient if replicas > 1 else ops.cast(gradient, variable.dtype))
         # A step that got no batch fails in its trace's first operation, while what does not depend
         # on the batch may run: it must not count. And nothing is released before it has counted.
         self.ledger.record_release(self.noise_multiplier, self.micro_batches or 1, after=sums)

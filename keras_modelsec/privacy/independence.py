@@ -6,8 +6,8 @@ So before the first step after each `compile`, and for each new structure of the
 own step is traced on made-up examples and run several times: with the same state and the same
 randomness, and with half of the examples exchanged. For the other half nothing may change, neither
 what goes into a layer and comes out of it, nor its loss, nor the gradients; nor may the variables
-that the step leaves behind, nor what penalties, constraints and schedules do in the update. The
-per-example gradients must add up to the ordinary gradient. `probe_states.py` says in which states.
+that step and inference leave behind, nor what penalties, constraints and schedules do. The
+per-example gradients must add up to the gradient. `probe_states.py` says in which states.
 
 How many examples a small made-up batch has is drawn anew for each probe; besides, some are as large
 as the batches of the data, where that is known (arrays, `train_on_batch`, `tf.data` batches), and
@@ -35,6 +35,10 @@ from keras_modelsec._core import backend
 from keras_modelsec._core import keras_internals as internals
 from keras_modelsec.errors import NotPrivateError, UnsupportedModelError
 from keras_modelsec.privacy import probe_states
+from keras_modelsec.privacy.inference_probe import (
+    check_inference_keeps_nothing,
+    refuse_unseen_state,
+)
 from keras_modelsec.privacy.metric_probe import check_metrics_keep_to_themselves
 from keras_modelsec.privacy.model_checks import has_own_hooks
 from keras_modelsec.privacy.observation import Observer, by_group
@@ -131,12 +135,7 @@ class _Probe:
         kinds = {layer.compute_dtype for layer in internals.flatten_layers(model)}
         self._is_low_precision = bool(kinds & {"float16", "bfloat16"})
         self._trace(uses_loss=True)
-        if self._step.unseen_state:
-            raise UnsupportedModelError(
-                "A model trained privately must not keep its data, nor hand them to Python. "
-                f"Received: a step with the operations {self._step.unseen_state}. Use TensorFlow "
-                "operations without state; Python code belongs into the data pipeline."
-            )
+        refuse_unseen_state(self._step)
         if self._step.places_of(internals.metric_variables(model)):
             raise UnsupportedModelError(
                 "A model trained privately must not use its metrics, which hold what the data "
@@ -211,13 +210,14 @@ class _Probe:
         few = [group[:_FEW] for group in ran[:_FEW_KINDS]]
         runs += self._check_elsewhere(few, counters)
         self._check_sums(batches, [run[0] for run in runs])
-        check_metrics_keep_to_themselves(
-            self._model,
-            lambda metrics: self._traced(lambda x, y, weight, _: metrics(x, y, weight)),
-            self._call,
-            batches,
-            _check_same_state,
-        )
+        for check in (check_metrics_keep_to_themselves, check_inference_keeps_nothing):
+            check(
+                self._model,
+                lambda other: self._traced(lambda x, y, weight, _: other(x, y, weight)),
+                self._call,
+                batches,
+                _check_same_state,
+            )
         return any(
             self._compare(group) is not None for group in full_groups(leaves, length, full_size)
         )
@@ -377,8 +377,8 @@ def _check_same_state(
                 raise UnsupportedModelError(
                     "A model trained privately must not keep anything of its data but by the "
                     f"noisy steps. Received: {step.name_of(place)!r}, which the step updates "
-                    "from the examples, without noise. Remove the update in training, or freeze "
-                    "the layer."
+                    "from the examples, without noise. Remove the update in training (and in "
+                    "inference), or freeze the layer."
                 )
 
 

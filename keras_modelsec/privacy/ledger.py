@@ -136,7 +136,7 @@ class Ledger:
         self._kind = add_variable(name="noise_micro_batches_sampling_seed", shape=(4,), **array)
         self._examples = add_variable(name="examples", **scalar)
         self._has_fixed_seed = has_fixed_seed
-        self._is_within_fit = False
+        self.is_within_fit = False
         self._told: list[tuple[float, int]] = []
 
     @property
@@ -227,18 +227,18 @@ class Ledger:
     @contextlib.contextmanager
     def within_fit(self) -> Iterator[None]:
         """Steps that are traced or run within it belong to the run that was opened for them."""
-        self._is_within_fit = True
+        self.is_within_fit = True
         try:
             yield
         finally:
-            self._is_within_fit = False
+            self.is_within_fit = False
 
     def record_batch(self, divisor: Any, examples: Any) -> None:
         """Inside a step: fixes the divisor if it is not yet, and notes the size of a batch."""
         self.batch_size.assign(ops.where(self.batch_size > 0, self.batch_size.value, divisor))
         self._largest_batch.assign(ops.maximum(self._largest_batch.value, examples))
         self._examples.assign_add(examples)
-        if not self._is_within_fit:
+        if not self.is_within_fit:
             self._claim_nothing()
 
     def _claim_nothing(self) -> None:

@@ -68,6 +68,7 @@ from keras_modelsec._core.backend.tensorflow.summaries import (
 )
 from keras_modelsec._core.backend.tensorflow.variables import (
     array_now,
+    is_in_one_process,
     is_same_memory,
     memory_of,
     replica_count,
@@ -98,6 +99,7 @@ __all__ = [
     "gradients_of_watched",
     "input_gradients",
     "is_equal_content",
+    "is_in_one_process",
     "is_same_memory",
     "made_by",
     "map_examples",

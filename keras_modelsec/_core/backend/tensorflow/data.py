@@ -13,7 +13,8 @@ class DatasetStep(NamedTuple):
     """One step of a `tf.data` pipeline.
 
     Attributes:
-        kind: What it does, such as "Batch" or "Repeat": the name of TensorFlow's class.
+        kind: What it does, such as "Batch" or "Repeat": the name of TensorFlow's class;
+            "PerReplica" if a function makes batches for each replica, of which nothing is known.
         reorders: Whether it may hand on elements in another order than it received them.
         sources: The steps it reads from.
         identity: The same for one step that is read from at several places, and for no other.
@@ -33,7 +34,7 @@ def dataset_steps(data: Any) -> DatasetStep | None:
     if isinstance(data, tf.distribute.DistributedDataset):
         original = getattr(data, "_original_dataset", None)
         known = isinstance(original, tf.data.Dataset)
-        return dataset_steps(original) if known else DatasetStep("Unknown", True, (), id(data))
+        return dataset_steps(original) if known else DatasetStep("PerReplica", True, (), id(data))
     if not isinstance(data, tf.data.Dataset):
         return None
     return _dataset_step(data, data.options().deterministic is False)

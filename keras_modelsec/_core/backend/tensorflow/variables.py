@@ -15,6 +15,16 @@ def replica_count() -> int:
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
+def is_in_one_process() -> bool:
+    """Whether the current step's replicas, if there are several, all run in this process.
+
+    Of a strategy with workers elsewhere it is not known which data each of them is given.
+    """
+    strategy = tf.distribute.get_strategy()
+    known = (tf.distribute.MirroredStrategy, tf.distribute.OneDeviceStrategy)
+    return isinstance(strategy, known) or not tf.distribute.has_strategy()
+
+
 def replica_index() -> Tensor | int:
     """Which replica of a distribution strategy runs this; 0 outside of one."""
     context = tf.distribute.get_replica_context()

@@ -1,0 +1,60 @@
+"""A probe of what the model does in inference: it may keep nothing of what it is given.
+
+`evaluate`, `predict` and validation run it on examples, often those of training, that no noise
+protects. A layer that keeps something of them would take it into the weights that are released.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_modelsec._core import backend
+from keras_modelsec._core import keras_internals as internals
+from keras_modelsec.errors import UnsupportedModelError
+from keras_modelsec.privacy.probe_batches import Batch
+
+
+def check_inference_keeps_nothing(
+    model: keras.Model,
+    trace: Callable[[Callable[[Any, Any, Any], list[Any]]], backend.TracedFunction],
+    run: Callable[[backend.TracedFunction, Batch], Any],
+    batches: Sequence[Sequence[Batch]],
+    check_same_state: Callable[[backend.TracedFunction, list[Any]], None],
+) -> None:
+    """Refuses a model whose inference leaves variables behind that depend on the data.
+
+    Args:
+        model: A built and compiled model.
+        trace: Traces a function of x, y and sample_weight.
+        run: Runs what it returned on a batch.
+        batches: Groups of made-up batches.
+        check_same_state: Refuses states that differ.
+
+    Raises:
+        UnsupportedModelError: With the name of the variable.
+    """
+    step = trace(lambda x, y, sample_weight: [internals.call_for_inference(model, x)])
+    refuse_unseen_state(step)
+    before = step.state()
+    for group in batches:
+        states = []
+        for batch in group[:2]:  # the first, and one with half of the examples exchanged
+            try:
+                run(step, batch)
+                states.append(step.state())
+            except RuntimeError:
+                continue
+            finally:
+                step.set_state(before)
+        check_same_state(step, states)
+
+
+def refuse_unseen_state(step: backend.TracedFunction) -> None:
+    """Refuses operations that keep data elsewhere than in variables."""
+    if step.unseen_state:
+        raise UnsupportedModelError(
+            "A model trained privately must not keep its data, nor hand them to Python. "
+            f"Received: a step with the operations {step.unseen_state}. Use TensorFlow "
+            "operations without state; Python code belongs into the data pipeline."
+        )

@@ -1,0 +1,65 @@
+"""What the model does in inference: it keeps nothing of the examples."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+import keras_modelsec as ms
+from keras_modelsec.errors import UnsupportedModelError
+
+X, Y = np.random.default_rng(0).normal(size=(2, 8, 3)).astype("float32")
+
+
+class _InInference(keras.layers.Layer):
+    def build(self, shape):
+        self.kept = self.add_weight(shape=shape[1:], initializer="zeros", trainable=False)
+
+    def call(self, x, training=False):
+        if not training:
+            self.note(x)
+        return x
+
+
+class KeepsAnExample(_InInference):
+    def note(self, x):
+        self.kept.assign(x[0])
+
+
+class KeepsAMaximum(_InInference):
+    def note(self, x):
+        self.kept.assign(ops.maximum(self.kept, ops.max(x, axis=0)))
+
+
+class HandsToPython(_InInference):
+    def note(self, x):
+        tf.py_function(lambda value: None, [x], [])
+
+
+class Counts(_InInference):
+    def note(self, x):
+        self.kept.assign_add(ops.ones_like(self.kept))
+
+
+def _fit(layer):
+    inputs = keras.Input((3,))
+    model = ms.SecureModel(inputs, keras.layers.Dense(3)(layer(inputs)))
+    model.compile(ms.DPOptimizer("sgd", l2_norm_clip=1.0, noise_multiplier=1.0), "mse")
+    model.fit(X, Y, validation_split=0.25, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("kind", [KeepsAnExample, KeepsAMaximum])
+def test_layer_that_keeps_what_evaluation_gives_it_is_refused(kind):
+    with pytest.raises(UnsupportedModelError, match="in inference"):
+        _fit(kind())
+
+
+def test_layer_that_hands_what_evaluation_gives_it_to_python_is_refused():
+    with pytest.raises(UnsupportedModelError, match="hand them to Python"):
+        _fit(HandsToPython())
+
+
+def test_layer_that_counts_in_inference_trains():
+    assert _fit(Counts()).layers[1].kept.numpy().any()
