@@ -390,11 +390,6 @@ def set_initial_epoch(model: keras.Model, epoch: int) -> None:
     model._initial_epoch = epoch
 
 
-def replicas_of(model: keras.Model) -> int:
-    """How many replicas a step of `fit` or `train_on_batch` has (`distribute_strategy`)."""
-    return int(model.distribute_strategy.num_replicas_in_sync)
-
-
 def is_called_by_fit() -> bool:
     """Whether the caller's caller is `keras.Model.fit` itself (`Trainer.fit`, by its frame)."""
     frame = inspect.currentframe()

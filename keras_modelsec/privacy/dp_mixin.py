@@ -293,7 +293,7 @@ class _PassCounter:
         with only_this_thread(model):
             if iterator is not self._iterator:
                 if not by_fit:
-                    _refuse_replicas(internals.replicas_of(model))
+                    _refuse_replicas(backend.replicas_of(model))
                 optimizer.begin_pass(model.fit_source if by_fit else NOTHING_KNOWN)
                 self._iterator = iterator
             with optimizer.ledger.within_fit():

@@ -73,6 +73,7 @@ from keras_modelsec._core.backend.tensorflow.variables import (
     memory_of,
     replica_count,
     replica_index,
+    replicas_of,
     variable_contents,
     variable_scope,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "outputs_of",
     "replica_count",
     "replica_index",
+    "replicas_of",
     "require",
     "run_eagerly_now",
     "move_again",

@@ -15,6 +15,11 @@ def replica_count() -> int:
     return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
 
+def replicas_of(model: Any) -> int:
+    """How many replicas a step of `fit` or `train_on_batch` of a Keras model has."""
+    return int(model.distribute_strategy.num_replicas_in_sync)
+
+
 def is_in_one_process() -> bool:
     """Whether the current step's replicas, if there are several, all run in this process.
 
