@@ -286,10 +286,8 @@ class DPOptimizer(keras.optimizers.Optimizer):
         pass_examples = size or (ONE_PASS if source.once else EVERY_BATCH)
         probability = self.ledger.told_sampling_probability()
         if is_spanning:
-            pass_examples = SPANNING
-            # The batches that wait for their release must have been drawn like this, too.
-            if probability != self.ledger.said_sampling_probability():
-                probability = 0.0
+            # With batches from before the data started over, later ones are no one sample.
+            pass_examples, probability = SPANNING, 0.0
         micro_batches = self.micro_batches or 1
         return Run(
             self.noise_multiplier,

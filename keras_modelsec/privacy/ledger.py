@@ -212,10 +212,6 @@ class Ledger:
         known = int(np.asarray(self._pass_examples))
         return known > 0 or known == SEVERAL
 
-    def said_sampling_probability(self) -> float:
-        """What the open run carries."""
-        return float(np.asarray(self._kind)[2])
-
     def told_sampling_probability(self) -> float:
         """As told, 0 if not by every callback."""
         return _if_all([probability for probability, _ in self._told], max)

@@ -59,8 +59,9 @@ class PrivacyBudget(keras.callbacks.Callback):
         delta: Float in (0, 1); below one over the number of examples, or the guarantee is empty.
         max_epsilon: Float > 0, or None to report only. Training stops before the step, or with
             `steps_per_execution` the execution, that would exceed it.
-        sampling_probability: Float in (0, 1]: the chance of an example to be in a batch (in all
-            batches accumulated for one step, if there are several).
+        sampling_probability: Float in (0, 1]: the chance of an example to be in a batch. With
+            `gradient_accumulation_steps`, in any of the batches of a step, which must be parts of
+            one sample: of batches drawn one by one, two can hold the example, and epsilon is wrong.
         dataset_size: Integer >= 1: examples in a pass over the data, if they repeat in an epoch.
         accountant: "pld" (tight) or "rdp", for Poisson sampling; passes are composed exactly.
         verbose: 0 is silent, 1 says when and why training stops.
@@ -195,6 +196,8 @@ class PrivacyBudget(keras.callbacks.Callback):
             f"{p:.4g}" for p in sorted({run.sampling_probability for run in sampled})
         )
         without = self._epsilon_of([run._replace(sampling_probability=0.0) for run in runs])
+        accumulated = any(run.micro_batches > 1 for run in sampled)
+        parts = "that batches accumulated for a step are parts of one sample, "
         neighbours = (
             "differ by one added or removed example"
             if len(sampled) == len(runs)
@@ -202,7 +205,8 @@ class PrivacyBudget(keras.callbacks.Callback):
         )
         return (
             f"By {self.accountant.upper()} accounting. Assumes Poisson sampling with probability "
-            f"{probabilities} in {_releases(sampled)} of the steps, which fit's shuffled epochs "
+            f"{probabilities} in {_releases(sampled)} of the steps, {parts if accumulated else ''}"
+            "which fit's shuffled epochs "
             f"are not; without amplification by sampling epsilon would be {without:.4g}. "
             f"Neighbouring data sets {neighbours}."
         )
@@ -261,7 +265,7 @@ class PrivacyBudget(keras.callbacks.Callback):
     def _check_accumulation(self, optimizer: DPOptimizer) -> None:
         """An example must not enter one release twice, which it could across an epoch's end."""
         steps, micro_batches = self.params.get("steps"), optimizer.micro_batches
-        if self.sampling_probability is None and steps and micro_batches and steps % micro_batches:
+        if steps and micro_batches and steps % micro_batches:
             raise NotPrivateError(
                 "The steps of an epoch must be a multiple of `gradient_accumulation_steps`, or one "
                 "step would add up an example from two epochs and twice its influence. Received: "

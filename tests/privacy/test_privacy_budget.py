@@ -108,10 +108,23 @@ def test_model_without_dp_optimizer_is_refused(tiny_data):
         model.fit(tiny_data[0], callbacks=[ms.PrivacyBudget(delta=1e-3)], verbose=0)
 
 
-def test_epochs_that_share_a_release_are_refused(private_model, tiny_data):
+@pytest.mark.parametrize("probability", [None, 0.5])
+def test_epochs_that_share_a_release_are_refused(private_model, tiny_data, probability):
     model = private_model(gradient_accumulation_steps=2)
     with pytest.raises(NotPrivateError, match="multiple of `gradient_accumulation_steps`"):
-        _fit(model, tiny_data, ms.PrivacyBudget(delta=1e-3))
+        _fit(model, tiny_data, ms.PrivacyBudget(1e-3, sampling_probability=probability))
+
+
+def test_sample_of_accumulated_batches_ends_where_the_data_start_over(private_model, tiny_data):
+    """An example in a batch from before and in one after it has twice its influence."""
+    model = private_model(gradient_accumulation_steps=2)
+    budget = ms.PrivacyBudget(1e-3, sampling_probability=0.5)
+    _fit(model, tiny_data, budget, batch_size=3)
+    assert "parts of one sample" in budget.statement()
+    model.train_on_batch(*tiny_data)
+    _fit(model, tiny_data, budget, batch_size=3)
+    runs = [(r.pass_examples, r.sampling_probability) for r in model.optimizer.runs()]
+    assert runs == [(ONE_PASS, 0.5), (SPANNING, 0.0)]
 
 
 def test_unknown_length_of_an_epoch_counts_against_the_figure(private_model, tiny_data):
