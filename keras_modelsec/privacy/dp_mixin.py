@@ -52,7 +52,8 @@ class DPMixin(TrainStepOwner):
 
     Works with functional, Sequential and subclassed models, dict and list inputs, several outputs,
     sample and class weights, mixed precision, `jit_compile`, `steps_per_execution`,
-    MirroredStrategy, and defences whose loss is one value an example. Accumulation goes to
+    MirroredStrategy (by `fit` only, and without the two before it, with which Keras's own step
+    fails there too), and defences whose loss is one value an example. Accumulation goes to
     `DPOptimizer(gradient_accumulation_steps=...)`.
     """
 
