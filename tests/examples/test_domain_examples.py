@@ -1,7 +1,9 @@
 """Each domain's example runs, says what it promises, and says nothing on standard error."""
 
 import re
-import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,15 +91,26 @@ def test_folder_that_cannot_be_used_is_refused_in_a_line(run_example, tmp_path, 
     assert (tmp_path / "owner.pem").read_text() == "of an earlier run"
 
 
-def test_example_makes_its_folder_and_ends_by_ctrl_c_without_a_traceback(start_example, tmp_path):
-    folder = tmp_path / "new" / "run"
-    with start_example("signing", folder, umask=0o002) as process:
-        try:
-            assert process.stdout.readline().startswith("Epoch 1")
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=1800)
-        finally:
-            process.kill()
-    assert err == "Interrupted.\n"
-    assert process.returncode == 130
-    assert folder.stat().st_mode & 0o022 == 0
+STARTED = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import command_line
+
+def main(folder):
+    print(oct(folder.stat().st_mode & 0o777), flush=True)
+    raise KeyboardInterrupt
+
+os.umask(0o002)
+command_line.run(main)
+"""
+
+
+def test_example_makes_its_folder_and_ends_by_ctrl_c_without_a_traceback(tmp_path):
+    folder, examples = tmp_path / "new" / "run", Path(__file__).parents[2] / "examples"
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED, str(examples), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("0o755\n", "Interrupted.\n", 130)

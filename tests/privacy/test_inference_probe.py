@@ -63,3 +63,27 @@ def test_layer_that_hands_what_evaluation_gives_it_to_python_is_refused():
 
 def test_layer_that_counts_in_inference_trains():
     assert _fit(Counts()).layers[1].kept.numpy().any()
+
+
+class Unsaved(KeepsAMaximum):
+    @property
+    def unsaved_counters(self):
+        return [self.kept]
+
+    def save_own_variables(self, store):
+        pass
+
+
+class SaysUnsaved(KeepsAMaximum):
+    unsaved_counters = Unsaved.unsaved_counters
+
+
+def test_what_a_guard_counts_is_in_no_file_and_trains():
+    assert _fit(Unsaved()).layers[1].kept.numpy().any()
+    model = _fit(ms.layers.ActivationGuard(-0.1, 0.1))
+    assert model.layers[1].report().violations
+
+
+def test_layer_that_saves_what_it_says_it_does_not_is_refused():
+    with pytest.raises(UnsupportedModelError, match="in inference"):
+        _fit(SaysUnsaved())

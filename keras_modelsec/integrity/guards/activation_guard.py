@@ -107,6 +107,11 @@ class ActivationGuard(keras.layers.Layer):
             name="violations",
         )
 
+    @property
+    def unsaved_counters(self) -> list[keras.Variable]:
+        """What it counts of the data it is given, for this process alone."""
+        return [self._count] if self.built else []
+
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """`inputs`, with what is outside of the bounds replaced and counted."""
         if training:
