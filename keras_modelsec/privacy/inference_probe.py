@@ -61,7 +61,8 @@ def check_inference_keeps_nothing(
 def _counters(model: keras.Model) -> list[keras.Variable]:
     """What layers count for this process alone: named by `unsaved_counters`, and in no file.
 
-    A layer that saves anything of its own is not believed.
+    A layer that saves anything of its own is not believed, nor one whose counter could hold more
+    of an example than one whole number.
     """
     found: list[keras.Variable] = []
     for layer in internals.flatten_layers(model):
@@ -70,7 +71,7 @@ def _counters(model: keras.Model) -> list[keras.Variable]:
         if counters:
             layer.save_own_variables(saved)
         if not saved:
-            found += counters
+            found += [v for v in counters if len(v.shape) == 0 and "int" in v.dtype]
     return found
 
 

@@ -65,25 +65,37 @@ def test_layer_that_counts_in_inference_trains():
     assert _fit(Counts()).layers[1].kept.numpy().any()
 
 
-class Unsaved(KeepsAMaximum):
-    @property
-    def unsaved_counters(self):
-        return [self.kept]
+class CountsValues(_InInference):
+    """As a guard does: one whole number, in no file."""
+
+    unsaved_counters = property(lambda self: [self.kept])
+
+    def build(self, shape):
+        self.kept = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
+
+    def note(self, x):
+        self.kept.assign_add(ops.cast(ops.sum(ops.abs(x)) * 1000, "int32"))
 
     def save_own_variables(self, store):
         pass
 
 
-class SaysUnsaved(KeepsAMaximum):
-    unsaved_counters = Unsaved.unsaved_counters
+class CountsAndSaves(CountsValues):
+    save_own_variables = keras.layers.Layer.save_own_variables
+
+
+class CallsAnExampleACount(KeepsAMaximum):
+    unsaved_counters = CountsValues.unsaved_counters
+    save_own_variables = CountsValues.save_own_variables
 
 
 def test_what_a_guard_counts_is_in_no_file_and_trains():
-    assert _fit(Unsaved()).layers[1].kept.numpy().any()
+    assert _fit(CountsValues()).layers[1].kept.numpy()
     model = _fit(ms.layers.ActivationGuard(-0.1, 0.1))
     assert model.layers[1].report().violations
 
 
-def test_layer_that_saves_what_it_says_it_does_not_is_refused():
+@pytest.mark.parametrize("kind", [CountsAndSaves, CallsAnExampleACount])
+def test_layer_is_not_believed_that_what_it_keeps_is_an_unsaved_count(kind):
     with pytest.raises(UnsupportedModelError, match="in inference"):
-        _fit(SaysUnsaved())
+        _fit(kind())
