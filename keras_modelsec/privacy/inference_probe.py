@@ -13,6 +13,7 @@ import keras
 from keras_modelsec._core import backend
 from keras_modelsec._core import keras_internals as internals
 from keras_modelsec.errors import UnsupportedModelError
+from keras_modelsec.privacy.metric_probe import keeps_nothing_but
 from keras_modelsec.privacy.probe_batches import Batch
 
 
@@ -21,41 +22,23 @@ def check_inference_keeps_nothing(
     trace: Callable[[Callable[[Any, Any, Any], list[Any]]], backend.TracedFunction],
     run: Callable[[backend.TracedFunction, Batch], Any],
     batches: Sequence[Sequence[Batch]],
-    check_same_state: Callable[[backend.TracedFunction, list[Any]], None],
+    check_same_state: Callable[[backend.TracedFunction, list[Any], set[int]], None],
 ) -> None:
     """Refuses a model whose inference leaves variables behind that depend on the data.
 
-    Args:
-        model: A built and compiled model.
-        trace: Traces a function of x, y and sample_weight.
-        run: Runs what it returned on a batch.
-        batches: Groups of made-up batches.
-        check_same_state: Refuses states that differ.
+    The arguments are those of `check_metrics_keep_to_themselves`.
 
     Raises:
-        UnsupportedModelError: With the name of the variable.
+        UnsupportedModelError: With the name of the variable; or if no inference can be compared.
     """
     step = trace(lambda x, *_: keras.tree.flatten(internals.call_for_inference(model, x)))
     refuse_unseen_state(step)
-    before = step.state()
-    counted = step.places_of(_counters(model))
-    for group in batches:
-        states = []
-        for batch in group[:2]:  # the first, and one with half of the examples exchanged
-            try:
-                run(step, batch)
-                after = step.state()
-                states.append(
-                    [
-                        b if i in counted else a
-                        for i, (a, b) in enumerate(zip(after, before, strict=True))
-                    ]
-                )
-            except RuntimeError:
-                continue
-            finally:
-                step.set_state(before)
-        check_same_state(step, states)
+    if not keeps_nothing_but(_counters(model), model, step, run, batches, check_same_state):
+        raise UnsupportedModelError(
+            "A model trained privately must run in inference on the made-up examples that it is "
+            f"trained with for trial. Received: model {model.name!r}, of which no inference came "
+            "to its end, so that nobody knows what it keeps."
+        )
 
 
 def _counters(model: keras.Model) -> list[keras.Variable]:

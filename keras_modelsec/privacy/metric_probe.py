@@ -43,10 +43,16 @@ def check_metrics_keep_to_themselves(
     """
     if not internals.has_own_metrics(model):
         return
-    twice = trace(functools.partial(_metrics_alone, model, False))
-    _check_step(model, twice, _twice(run), batches, check_same_state)
-    reset = trace(functools.partial(_metrics_alone, model, True))  # as when a later epoch begins
-    _check_step(model, reset, run, batches, check_same_state)
+    own = internals.metric_variables(model)
+    for resets, runs in ((False, _twice(run)), (True, run)):  # True: as when a later epoch begins
+        step = trace(functools.partial(_metrics_alone, model, resets))
+        if not keeps_nothing_but(own, model, step, runs, batches, check_same_state):
+            raise UnsupportedModelError(
+                "Metrics of a model trained privately are run on made-up examples, to see that "
+                "they update nothing but themselves. Received: a metric or `compute_metrics` of "
+                "your own that ran on none of them. Let it take values between 0 and 1 (integers "
+                "0, 1)."
+            )
 
 
 def _twice(run: _Run) -> _Run:
@@ -57,28 +63,32 @@ def _twice(run: _Run) -> _Run:
     return run_twice
 
 
-def _check_step(
+def keeps_nothing_but(
+    own: Sequence[keras.Variable],
     model: keras.Model,
     step: backend.TracedFunction,
     run: _Run,
     batches: Sequence[Sequence[Batch]],
     check_same_state: Callable[[backend.TracedFunction, list[Any], set[int]], None],
-) -> None:
-    held = step.places_of(internals.metric_variables(model))
+) -> bool:
+    """Refuses a step after which any variables but its `own` depend on the data.
+
+    Returns:
+        False if it ran on too few batches to see.
+    """
+    held = step.places_of(own)
     before = step.state()
     found = [(group, _states_after(step, run, group, before, held)) for group in batches]
     found = [(group, states) for group, states in found if len(states) > 1]
     for _, states in found:
         check_same_state(step, states, held)
     if not found:
-        raise UnsupportedModelError(
-            "Metrics of a model trained privately are run on made-up examples, to see that they "
-            "update nothing but themselves. Received: a metric or `compute_metrics` of your own "
-            "that ran on none of them. Let it take values between 0 and 1 (integers 0, 1)."
-        )
+        return False
     group, states = found[0]
     for other in _other_states(model, step, before, states[0]):
-        check_same_state(step, _states_after(step, run, group[:2], other, held), held)
+        # With the first, one in which its first half is exchanged and one in which the other is.
+        check_same_state(step, _states_after(step, run, group[:3], other, held), held)
+    return True
 
 
 def _other_states(

@@ -99,3 +99,14 @@ def test_what_a_guard_counts_is_in_no_file_and_trains():
 def test_layer_is_not_believed_that_what_it_keeps_is_an_unsaved_count(kind):
     with pytest.raises(UnsupportedModelError, match="in inference"):
         _fit(kind())
+
+
+class FailsOnWhatIsMadeUp(KeepsAnExample):
+    def note(self, x):
+        with tf.control_dependencies([tf.debugging.assert_greater(x, 1e6)]):
+            super().note(x)
+
+
+def test_model_whose_inference_cannot_be_looked_at_is_refused():
+    with pytest.raises(UnsupportedModelError, match="no inference came"):
+        _fit(FailsOnWhatIsMadeUp())
