@@ -260,7 +260,8 @@ def test_batch_folded_into_positions_is_refused():
             return keras.ops.reshape(self.dense(keras.ops.reshape(x, (-1, 2))), (-1, 4))
 
     # Two operations fail, and which of them TensorFlow names depends on which runs first.
-    with pytest.raises(UnsupportedModelError, match="batch as the first|Matrix size-incompatible"):
+    either = r"batch as the first|Matrix size-incompatible"
+    with pytest.raises(UnsupportedModelError, match=either):
         _fit(_compile(_functional(Folded())))
 
 
